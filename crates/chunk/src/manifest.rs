@@ -1,0 +1,444 @@
+//! The manifest: an image's geometry and chunk ids in the clear, chunk keys and image metadata sealed.
+//!
+//! `Manifest` is the encoded form, checked; `OpenedManifest` is what a reader with the key sees. docs/format.md
+//! describes the bytes, `layout` below is the one place in the code that knows their offsets.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use zeroize::Zeroizing;
+
+use crate::keys::{DataKey, KeyService, WrappedKey};
+use crate::{ChunkId, ChunkSecret, Error, ManifestId, Suite};
+
+/// Bytes of a page, the grain of trailing zeros that are not stored.
+pub const PAGE_SIZE: u32 = 4096;
+
+/// 512 KiB: the size that Lambda settled on (*On-demand Container Loading*, section 3). A manifest records the size it was made
+/// with, so changing this does not change the format.
+pub const DEFAULT_CHUNK_SIZE: u32 = 512 << 10;
+
+/// Offsets and lengths of the fixed parts, in bytes; all numbers are little-endian.
+mod layout {
+    pub(super) const MAGIC: &[u8; 8] = b"SNOWMELT";
+    pub(super) const VERSION: u16 = 1;
+    pub(super) const HEADER: usize = 56;
+    pub(super) const RECORD: usize = 40;
+    pub(super) const NONCE: usize = 12;
+    pub(super) const TAG: usize = 16;
+    /// The largest chunk that a manifest may ask a reader to hold in memory.
+    pub(super) const MAX_CHUNK_SIZE: u32 = 64 << 20;
+    /// The largest image: what ext4 with 4 KiB blocks and 32-bit block numbers holds.
+    pub(super) const MAX_IMAGE_SIZE: u64 = 16 << 40;
+    /// The largest image metadata.
+    pub(super) const MAX_METADATA: usize = 8 << 20;
+}
+
+/// The size of an image and of its chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Bytes of the image, a multiple of [`PAGE_SIZE`].
+    pub image_size: u64,
+    /// Bytes of a chunk, a power of two and at least [`PAGE_SIZE`].
+    pub chunk_size: u32,
+}
+
+impl Geometry {
+    /// How many chunks, holes included, the image is cut into.
+    pub fn slot_count(&self) -> u64 {
+        self.image_size.div_ceil(u64::from(self.chunk_size))
+    }
+
+    /// Bytes of the slot: the chunk size, less in the image's last one.
+    pub fn slot_length(&self, slot: u32) -> u32 {
+        let start = u64::from(slot) * u64::from(self.chunk_size);
+        self.image_size.saturating_sub(start).min(u64::from(self.chunk_size)) as u32
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if !self.chunk_size.is_power_of_two() || !(PAGE_SIZE..=layout::MAX_CHUNK_SIZE).contains(&self.chunk_size) {
+            return Err(bad(format!("a chunk size of {} bytes: a power of two from 4096 to 64 MiB", self.chunk_size)));
+        }
+        if !self.image_size.is_multiple_of(u64::from(PAGE_SIZE)) || self.image_size > layout::MAX_IMAGE_SIZE {
+            return Err(bad(format!("an image size of {} bytes: a multiple of 4096 up to 16 TiB", self.image_size)));
+        }
+        if self.slot_count() > u64::from(u32::MAX) {
+            return Err(bad(format!("{} chunks: at most 4294967295", self.slot_count())));
+        }
+        Ok(())
+    }
+}
+
+/// A stored chunk of an image, as everybody may see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkRecord {
+    /// Which slot of the image it fills; its offset is `slot * chunk_size` bytes.
+    pub slot: u32,
+    /// Bytes that are stored, a multiple of [`PAGE_SIZE`]; the rest of the slot is zeros.
+    pub stored_length: u32,
+    /// The name of its ciphertext.
+    pub id: ChunkId,
+}
+
+/// An encoded manifest whose clear part has been checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Manifest {
+    bytes: Vec<u8>,
+    suite: Suite,
+    geometry: Geometry,
+    tenant: String,
+    wrapped_key: WrappedKey,
+    records: std::ops::Range<usize>,
+}
+
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manifest")
+            .field("id", &self.id())
+            .field("tenant", &self.tenant)
+            .field("suite", &self.suite)
+            .field("geometry", &self.geometry)
+            .field("chunk_count", &self.chunk_count())
+            .finish_non_exhaustive()
+    }
+}
+
+fn bad(what: impl Into<String>) -> Error {
+    Error::BadManifest(what.into())
+}
+
+/// Takes numbers and strings off the front of a slice.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], Error> {
+        let (head, tail) = self.0.split_at_checked(length).ok_or_else(|| bad("it is truncated"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        self.bytes(N).map(|bytes| bytes.try_into().expect("a slice of N bytes"))
+    }
+
+    fn u16(&mut self) -> Result<u16, Error> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, Error> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Error> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self, length: u16, what: &str) -> Result<String, Error> {
+        let bytes = self.bytes(usize::from(length))?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| bad(format!("its {what} is not UTF-8")))
+    }
+}
+
+impl Manifest {
+    /// Checks the clear part of an encoded manifest. Whether the sealed part is whole shows when it is opened.
+    ///
+    /// # Errors
+    /// [`Error::BadManifest`] and [`Error::Unsupported`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let mut cursor = Cursor(bytes);
+        if cursor.array::<8>().ok().as_ref() != Some(layout::MAGIC) {
+            return Err(bad("it does not begin with SNOWMELT"));
+        }
+        let version = cursor.u16()?;
+        if version != layout::VERSION {
+            return Err(Error::Unsupported(format!("format version {version}")));
+        }
+        let [suite, reserved] = cursor.array()?;
+        let suite = Suite::from_code(suite).ok_or_else(|| Error::Unsupported(format!("suite number {suite}")))?;
+        let chunk_size = cursor.u32()?;
+        let image_size = cursor.u64()?;
+        let chunk_count = cursor.u64()?;
+        let sealed_length = cursor.u64()?;
+        let (tenant_length, key_id_length, wrapped_length) = (cursor.u16()?, cursor.u16()?, cursor.u16()?);
+        let reserved_2 = cursor.array::<10>()?;
+        if reserved != 0 || reserved_2 != [0; 10] {
+            return Err(bad("its reserved bytes are not zero"));
+        }
+        let geometry = Geometry { image_size, chunk_size };
+        geometry.check()?;
+        if chunk_count > geometry.slot_count() {
+            return Err(bad(format!("{chunk_count} chunks in an image of {} slots", geometry.slot_count())));
+        }
+        let tenant = cursor.text(tenant_length, "tenant")?;
+        let wrapped_key = WrappedKey {
+            key_id: cursor.text(key_id_length, "key id")?,
+            bytes: cursor.bytes(usize::from(wrapped_length))?.to_vec(),
+        };
+        // What remains must be exactly the records and the sealed part; comparing in u128 leaves no room for overflow.
+        let records_length = u128::from(chunk_count) * layout::RECORD as u128;
+        if cursor.0.len() as u128 != records_length + u128::from(sealed_length) {
+            return Err(bad("its length is not what its header says: it is truncated or has grown"));
+        }
+        let key_table = u128::from(chunk_count) * suite.secret_bytes() as u128;
+        let overhead = (layout::NONCE + layout::TAG) as u128;
+        if !(key_table + overhead..=key_table + overhead + layout::MAX_METADATA as u128)
+            .contains(&u128::from(sealed_length))
+        {
+            return Err(bad("its sealed part cannot hold the keys of its chunks"));
+        }
+        let start = bytes.len() - cursor.0.len();
+        let manifest = Self {
+            bytes: bytes.to_vec(),
+            suite,
+            geometry,
+            tenant,
+            wrapped_key,
+            records: start..start + records_length as usize,
+        };
+        manifest.check_records()?;
+        Ok(manifest)
+    }
+
+    fn check_records(&self) -> Result<(), Error> {
+        let mut next_slot = 0;
+        for record in self.records() {
+            if u64::from(record.slot) < next_slot || u64::from(record.slot) >= self.geometry.slot_count() {
+                return Err(bad(format!("chunk {} is out of order or outside of the image", record.slot)));
+            }
+            next_slot = u64::from(record.slot) + 1;
+            let length = record.stored_length;
+            if length == 0 || !length.is_multiple_of(PAGE_SIZE) || length > self.geometry.slot_length(record.slot) {
+                return Err(bad(format!("chunk {} cannot have a stored length of {length} bytes", record.slot)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The encoded manifest, as it is stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The name under which it is stored.
+    pub fn id(&self) -> ManifestId {
+        ManifestId::of(&self.bytes)
+    }
+
+    /// Which algorithms its chunks use.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The size of the image and of its chunks.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Who owns it.
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
+
+    /// The id of the key that its data key is wrapped under.
+    pub fn key_id(&self) -> &str {
+        &self.wrapped_key.key_id
+    }
+
+    /// How many chunks are stored; the image's other slots are holes.
+    pub fn chunk_count(&self) -> usize {
+        self.records.len() / layout::RECORD
+    }
+
+    /// The stored chunks, by ascending slot. Needs no key: this is what garbage collection reads.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = ChunkRecord> + '_ {
+        self.bytes[self.records.clone()].chunks_exact(layout::RECORD).map(|record| {
+            let number = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().expect("four bytes"));
+            ChunkRecord {
+                slot: number(0),
+                stored_length: number(4),
+                id: ChunkId(record[8..].try_into().expect("a record ends with an id of 32 bytes")),
+            }
+        })
+    }
+
+    /// Bytes of all stored chunks, each counted once for every slot that it fills.
+    pub fn stored_bytes(&self) -> u64 {
+        self.records().map(|record| u64::from(record.stored_length)).sum()
+    }
+
+    /// Opens the sealed part.
+    ///
+    /// # Errors
+    /// [`Error::NoKey`] without the tenant's key, [`Error::Unauthentic`] when the key does not open it or any byte of the
+    /// manifest was changed.
+    pub fn open(&self, keys: &KeyService) -> Result<OpenedManifest, Error> {
+        let data_key = keys.unwrap_data_key(&self.tenant, &self.wrapped_key)?;
+        self.open_with(&data_key)
+    }
+
+    fn open_with(&self, data_key: &DataKey) -> Result<OpenedManifest, Error> {
+        let unauthentic = || Error::Unauthentic { tenant: self.tenant.clone() };
+        let (clear, sealed) = self.bytes.split_at(self.records.end);
+        let (nonce, sealed) = sealed.split_at(layout::NONCE);
+        let mut sealed = Zeroizing::new(sealed.to_vec());
+        let opened = sealing_key(data_key)
+            .open_in_place(
+                Nonce::try_assume_unique_for_key(nonce).expect("the nonce was cut to its length"),
+                Aad::from(clear),
+                &mut sealed,
+            )
+            .map_err(|_| unauthentic())?;
+        let (table, metadata) = opened.split_at(self.chunk_count() * self.suite.secret_bytes());
+        let secrets = table
+            .chunks_exact(self.suite.secret_bytes())
+            .map(|entry| {
+                let (key, tag) = entry.split_at(32);
+                let mut secret = ChunkSecret { key: key.try_into().expect("32 bytes"), tag: [0; 16] };
+                secret.tag[..tag.len()].copy_from_slice(tag);
+                secret
+            })
+            .collect();
+        Ok(OpenedManifest {
+            id: self.id(),
+            suite: self.suite,
+            geometry: self.geometry,
+            records: self.records().collect(),
+            secrets,
+            metadata: metadata.to_vec(),
+        })
+    }
+}
+
+fn sealing_key(data_key: &DataKey) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key.expose()).expect("an AES-256 key has 32 bytes"))
+}
+
+/// Collects the chunks of an image and seals them into a [`Manifest`].
+#[derive(Debug)]
+pub struct ManifestBuilder {
+    suite: Suite,
+    geometry: Geometry,
+    chunks: Vec<(ChunkRecord, ChunkSecret)>,
+}
+
+impl ManifestBuilder {
+    /// Begins the manifest of an image of that geometry.
+    ///
+    /// # Errors
+    /// [`Error::BadManifest`] for a geometry outside of the format's limits.
+    pub fn new(suite: Suite, geometry: Geometry) -> Result<Self, Error> {
+        geometry.check()?;
+        Ok(Self { suite, geometry, chunks: Vec::new() })
+    }
+
+    /// Adds a chunk, in any order of slots.
+    pub fn push(&mut self, record: ChunkRecord, secret: ChunkSecret) {
+        self.chunks.push((record, secret));
+    }
+
+    /// Seals the manifest of `tenant` under a fresh data key from `keys`. `metadata` (at most 8 MiB) is sealed with it.
+    ///
+    /// # Errors
+    /// Those of the key service, and [`Error::BadManifest`] for chunks that overlap or do not fit the geometry.
+    pub fn seal(mut self, tenant: &str, metadata: &[u8], keys: &KeyService) -> Result<Manifest, Error> {
+        if metadata.len() > layout::MAX_METADATA {
+            return Err(bad(format!("{} bytes of metadata: at most 8 MiB", metadata.len())));
+        }
+        let (data_key, wrapped_key) = keys.generate_data_key(tenant)?;
+        // A fresh data key per manifest makes any nonce unique; a random one stays safe even if a key service repeats itself.
+        let mut nonce = [0; layout::NONCE];
+        crate::keys::fill_random(&mut nonce)?;
+        self.chunks.sort_by_key(|(record, _)| record.slot);
+        let clear = self.encode_clear(tenant, &wrapped_key, metadata.len())?;
+        let mut sealed = Zeroizing::new(Vec::with_capacity(
+            self.chunks.len() * self.suite.secret_bytes() + metadata.len() + layout::TAG,
+        ));
+        for (_, secret) in &self.chunks {
+            sealed.extend_from_slice(&secret.key);
+            sealed.extend_from_slice(&secret.tag[..self.suite.secret_bytes() - 32]);
+        }
+        sealed.extend_from_slice(metadata);
+        sealing_key(&data_key)
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&clear), &mut *sealed)
+            .map_err(|_| bad("it is too large to be sealed"))?;
+        let mut bytes = clear;
+        bytes.extend_from_slice(&nonce);
+        bytes.extend_from_slice(&sealed);
+        Manifest::decode(&bytes)
+    }
+
+    fn encode_clear(&self, tenant: &str, wrapped: &WrappedKey, metadata_length: usize) -> Result<Vec<u8>, Error> {
+        let length = |what: &str, bytes: usize| {
+            u16::try_from(bytes).map_err(|_| bad(format!("a {what} of {bytes} bytes: at most 65535")))
+        };
+        let sealed_length =
+            layout::NONCE + self.chunks.len() * self.suite.secret_bytes() + metadata_length + layout::TAG;
+        let mut bytes = Vec::with_capacity(layout::HEADER + 256 + self.chunks.len() * (layout::RECORD + 48));
+        bytes.extend_from_slice(layout::MAGIC);
+        bytes.extend_from_slice(&layout::VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[self.suite.code(), 0]);
+        bytes.extend_from_slice(&self.geometry.chunk_size.to_le_bytes());
+        bytes.extend_from_slice(&self.geometry.image_size.to_le_bytes());
+        bytes.extend_from_slice(&(self.chunks.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&(sealed_length as u64).to_le_bytes());
+        bytes.extend_from_slice(&length("tenant", tenant.len())?.to_le_bytes());
+        bytes.extend_from_slice(&length("key id", wrapped.key_id.len())?.to_le_bytes());
+        bytes.extend_from_slice(&length("wrapped key", wrapped.bytes.len())?.to_le_bytes());
+        bytes.extend_from_slice(&[0; 10]);
+        debug_assert_eq!(bytes.len(), layout::HEADER);
+        bytes.extend_from_slice(tenant.as_bytes());
+        bytes.extend_from_slice(wrapped.key_id.as_bytes());
+        bytes.extend_from_slice(&wrapped.bytes);
+        for (record, _) in &self.chunks {
+            bytes.extend_from_slice(&record.slot.to_le_bytes());
+            bytes.extend_from_slice(&record.stored_length.to_le_bytes());
+            bytes.extend_from_slice(&record.id.0);
+        }
+        Ok(bytes)
+    }
+}
+
+/// A manifest with its keys: what can read the image.
+#[derive(Debug)]
+pub struct OpenedManifest {
+    id: ManifestId,
+    suite: Suite,
+    geometry: Geometry,
+    records: Vec<ChunkRecord>,
+    secrets: Vec<ChunkSecret>,
+    metadata: Vec<u8>,
+}
+
+impl OpenedManifest {
+    /// The manifest's id.
+    pub fn id(&self) -> ManifestId {
+        self.id
+    }
+
+    /// Which algorithms its chunks use.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The size of the image and of its chunks.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The metadata that was sealed with it.
+    pub fn metadata(&self) -> &[u8] {
+        &self.metadata
+    }
+
+    /// The stored chunks, by ascending slot.
+    pub fn records(&self) -> &[ChunkRecord] {
+        &self.records
+    }
+
+    /// The chunk in a slot and what opens it; `None` for a hole.
+    pub fn chunk(&self, slot: u32) -> Option<(&ChunkRecord, &ChunkSecret)> {
+        let index = self.records.binary_search_by_key(&slot, |record| record.slot).ok()?;
+        Some((&self.records[index], &self.secrets[index]))
+    }
+}
+
+#[cfg(test)]
+mod tests;
