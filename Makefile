@@ -1,0 +1,49 @@
+# Every task has one name here. `make` alone prints them.
+
+CARGO ?= cargo
+export SNOWMELT_TEST_CACHE ?= $(CURDIR)/target/test-images
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench test-images clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building and testing need (Debian; root or sudo)
+	scripts/setup
+
+build: ## build the release binary: target/release/snowmelt
+	$(CARGO) build --locked --release --package snowmelt
+
+demo: ## from nothing to a running container: setup, build, a real image, publish, run, what it cost
+	SNOWMELT_SETUP=run scripts/setup
+	$(MAKE) build
+	scripts/demo
+
+lint: ## format, clippy, documentation, licences and sources
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps --quiet
+	$(CARGO) deny --locked --log-level error check licenses bans sources
+
+test: lint test-images ## everything: lint, unit, property and end-to-end tests (root: mounts and containers)
+	$(CARGO) build --locked --workspace --bins --examples
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -ex; $(CARGO) nextest run --locked --workspace; $(CARGO) test --locked --workspace --doc --quiet; \
+	else \
+		set -ex; $(CARGO) test --locked --workspace; \
+	fi
+
+test-images: ## build the images that tests and benchmarks use (cached)
+	scripts/test-images
+
+bench: ## run every benchmark side by side and write docs/benchmarks.md (about half an hour)
+	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench
+	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk
+	scripts/test-images
+	scripts/dedup-images
+	$(CARGO) run --locked --release --quiet --package snowmelt-bench -- --output docs/benchmarks.md
+
+clean: ## remove what builds made, test images too
+	$(CARGO) clean
+	rm -rf -- "$(CURDIR)/target/test-images"
