@@ -1,0 +1,182 @@
+//! The commands around images, and what they print for scripts.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::world::{World, test_image, tool};
+
+/// All numbers and texts of a document, whatever its shape, so that a test names only what it is about.
+fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(fields) => fields.get(key).or_else(|| fields.values().find_map(|inner| find(inner, key))),
+        Value::Array(items) => items.iter().find_map(|inner| find(inner, key)),
+        _ => None,
+    }
+}
+
+#[test]
+fn publish_reports_what_is_new() {
+    let world = World::new();
+    let first = world.json(&["publish", &test_image("small"), "small:v1"]);
+    let second = world.json(&["publish", &test_image("small"), "small:v2"]);
+    let number = |report: &Value, key: &str| {
+        find(report, key).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number `{key}` in {report}"))
+    };
+    assert!(number(&first, "chunks") > 5, "{first}");
+    assert!(number(&first, "new_chunks") > 5, "{first}");
+    assert_eq!(number(&second, "new_chunks"), 0, "{second}");
+    assert_eq!(number(&first, "chunks"), number(&second, "chunks"));
+    assert_eq!(world.chunk_files().len() as u64, number(&first, "new_chunks"));
+}
+
+#[test]
+fn images_are_listed_shown_and_removed() {
+    let world = World::new();
+    assert_eq!(world.json(&["images"]), serde_json::json!([]), "no image yet");
+    world.snowmelt(["publish", &test_image("small"), "small:v1"]).success();
+    world.snowmelt(["publish", &test_image("small"), "team/other"]).success();
+
+    let table = world.snowmelt(["images"]).success().stdout();
+    for word in ["small", "v1", "team/other", "latest"] {
+        assert!(table.contains(word), "no `{word}` in {table}");
+    }
+    assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 2);
+
+    let inspected = world.json(&["inspect", "small:v1"]);
+    let text = inspected.to_string();
+    for word in ["GREETING=hello", "/srv", "/bin/sh", "blake3-gcm", "org.example.kind"] {
+        assert!(text.contains(word), "no `{word}` in {text}");
+    }
+    assert!(find(&inspected, "chunk_size").is_some(), "{inspected}");
+    assert!(!text.contains("\"key\""), "keys stay sealed: {text}");
+
+    world.snowmelt(["rm", "small:v1"]).success();
+    assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 1);
+    world.snowmelt(["run", "small:v1", "--", "true"]).failure(125, &["small:v1"]);
+    world.snowmelt(["rm", "small:v1"]).failure(1, &["small:v1"]);
+    world.snowmelt(["run", "team/other", "--", "true"]).success();
+}
+
+#[test]
+fn du_agrees_with_the_files() {
+    let world = World::with_small();
+    world.run(&[], &["cat", "/data/pattern"]).success();
+    let report = world.json(&["du"]).to_string();
+    let bytes = |directory: &Path| {
+        let mut total = 0;
+        crate::world::walk(directory, &mut |path| total += path.metadata().unwrap().len());
+        total
+    };
+    let chunks: u64 = world.chunk_files().iter().map(|path| path.metadata().unwrap().len()).sum();
+    assert!(bytes(&world.path("store")) >= chunks);
+    assert!(report.contains(&chunks.to_string()), "stored chunks are {chunks} bytes: {report}");
+    assert!(!world.snowmelt(["du"]).success().stdout().is_empty());
+}
+
+#[test]
+fn both_suites_store_run_and_verify() {
+    let world = World::new();
+    for suite in ["blake3-gcm", "sha256-ctr"] {
+        world.snowmelt(["publish", &test_image("small"), suite, "--suite", suite]).success();
+        world.snowmelt(["verify", suite]).success();
+        assert!(world.json(&["inspect", suite]).to_string().contains(suite));
+        let hello = world.snowmelt(["run", suite, "--", "cat", "/etc/greeting"]).success();
+        assert_eq!(hello.stdout(), "hello from snowmelt\n");
+    }
+}
+
+#[test]
+fn exports_are_sparse_and_never_overwrite() {
+    let world = World::with_small();
+    let file = world.path("image.ext4");
+    world.snowmelt(["export", "small", file.to_str().unwrap()]).success();
+    let metadata = file.metadata().unwrap();
+    let allocated = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+    assert!(metadata.len() > 1 << 30, "a gibibyte is free by default: {}", metadata.len());
+    assert!(allocated < 64 << 20, "free space takes no room on disk: {allocated}");
+    world.snowmelt(["export", "small", file.to_str().unwrap()]).failure(1, &["image.ext4", "exists"]);
+}
+
+#[test]
+fn keys_are_made_once_and_only_their_owner_reads_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::with_small();
+    let mut files = Vec::new();
+    crate::world::walk(&world.path("keys"), &mut |path| {
+        files.push((
+            path.to_owned(),
+            std::fs::read(path).unwrap(),
+            path.metadata().unwrap().permissions().mode() & 0o777,
+        ));
+    });
+    assert!(!files.is_empty());
+    for (path, _, mode) in &files {
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
+    world.snowmelt(["publish", &test_image("small"), "again"]).success();
+    for (path, content, _) in &files {
+        assert_eq!(std::fs::read(path).unwrap(), *content, "{} changed", path.display());
+    }
+}
+
+#[test]
+fn tenants_read_only_their_own_images() {
+    let world = World::with_small();
+    let other = world.snowmelt(["--tenant", "other", "run", "small", "--", "true"]);
+    other.failure(125, &["small"]);
+    // What is stored is shared all the same: equal chunks of another tenant are not stored twice.
+    let before = world.chunk_files();
+    world.snowmelt(["--tenant", "other", "publish", &test_image("small"), "small"]).success();
+    assert_eq!(world.chunk_files(), before);
+    world.snowmelt(["--tenant", "other", "run", "small", "--", "true"]).success();
+}
+
+#[test]
+fn nothing_readable_lies_in_the_store_or_in_the_cache() {
+    let world = World::with_small();
+    world.run(&[], &["cat", "/etc/greeting"]).success();
+    let secret = b"hello from snowmelt";
+    for place in ["store", "cache"] {
+        crate::world::walk(&world.path(place), &mut |path| {
+            let bytes = std::fs::read(path).unwrap();
+            let readable = bytes.windows(secret.len()).any(|window| window == secret);
+            assert!(!readable, "{} holds a file's content in the clear", path.display());
+        });
+    }
+}
+
+#[test]
+fn configuration_by_file_environment_and_flags_in_rising_order() {
+    let mut world = World::with_small();
+    let greets = |world: &World, flags: &[&str]| {
+        let arguments = [flags, &["run", "small", "--", "cat", "/etc/greeting"]].concat();
+        world.snowmelt(arguments).code == 0
+    };
+    assert!(greets(&world, &[]));
+    // The environment names the store; a flag overrides it.
+    assert!(!greets(&world, &["--store", &world.text("empty")]));
+    // The file is the weakest: it counts where the environment is silent.
+    std::fs::write(world.path("config.toml"), format!("store = {:?}\n", world.text("store"))).unwrap();
+    world.set("SNOWMELT_STORE", world.text("elsewhere"));
+    assert!(!greets(&world, &[]));
+    let file_only =
+        world.command(["run", "small", "--", "cat", "/etc/greeting"]).env_remove("SNOWMELT_STORE").spawn().unwrap();
+    crate::world::finish(file_only).success();
+}
+
+#[test]
+fn help_version_and_completions() {
+    let world = World::new();
+    let help = world.snowmelt(["--help"]).success().stdout();
+    for command in ["publish", "run", "mount", "unmount", "images", "inspect", "verify", "export", "rm", "du"] {
+        assert!(help.contains(command), "no `{command}` in {help}");
+        let own = world.snowmelt([command, "--help"]).success().stdout();
+        assert!(own.contains("Example"), "`{command} --help` has no example: {own}");
+    }
+    assert!(world.snowmelt(["--version"]).success().stdout().starts_with("snowmelt "));
+    let script = world.path("completions.bash");
+    std::fs::write(&script, world.snowmelt(["completions", "bash"]).success().stdout).unwrap();
+    tool("bash", &["-n", script.to_str().unwrap()]);
+    assert!(!world.path("store").exists(), "help makes no store");
+}

@@ -1,0 +1,190 @@
+//! Damaged, missing and unreachable bytes: an error that names them, never wrong data, and a cure once they are back.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::proxy::Proxy;
+use crate::world::{World, test_image, wait_until, walk};
+
+/// Flips a byte in the middle of a file.
+fn damage(path: &Path) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    byte[0] ^= 0x40;
+    file.write_all_at(&byte, middle).unwrap();
+}
+
+fn make_writable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The chunks of `small` that hold nothing but the content of /data/pattern, found by damaging none: they are the ones
+/// that a read of that file fetches and a container that reads another file does not.
+fn chunks_of_the_pattern(world: &World) -> Vec<PathBuf> {
+    // /data/pattern is four equal mebibytes of the largest file there is, at chunk boundaries: two distinct chunks.
+    let cache = world.path("cache");
+    world.run(&[], &["true"]).success();
+    let chunk_id = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let before: Vec<_> = cached(&cache).iter().map(|path| chunk_id(path)).collect();
+    world.run(&[], &["cat", "/data/pattern"]).success();
+    let all = cached(&cache);
+    std::fs::remove_dir_all(&cache).unwrap();
+    let fetched: Vec<_> = all.iter().map(|path| chunk_id(path)).filter(|id| !before.contains(id)).collect();
+    let stored: Vec<_> = world.chunk_files().into_iter().filter(|path| fetched.contains(&chunk_id(path))).collect();
+    assert!(!stored.is_empty(), "the pattern's chunks are in the store under their ids");
+    stored
+}
+
+/// Files in the cache that are named like a chunk.
+fn cached(cache: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    walk(cache, &mut |path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        if name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            files.push(path.to_owned());
+        }
+    });
+    files
+}
+
+#[test]
+fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
+    let world = World::with_small();
+    let victim = chunks_of_the_pattern(&world).remove(0);
+    let id = victim.file_name().unwrap().to_str().unwrap().to_owned();
+    make_writable(&victim);
+    damage(&victim);
+
+    let read = world.run(&[], &["sh", "-c", "cat /etc/greeting; cat /data/pattern > /dev/null"]);
+    assert_ne!(read.code, 0);
+    assert_eq!(read.stdout(), "hello from snowmelt\n", "what is whole can be read");
+    assert!(read.stderr.contains("I/O error"), "{}", read.stderr);
+    assert!(
+        read.stderr.contains(&id[..12]) && read.stderr.contains("small"),
+        "image and chunk are named: {}",
+        read.stderr
+    );
+    let verified = world.snowmelt(["verify", "small"]);
+    verified.failure(1, &[&id[..12]]);
+
+    // Whole again at the origin: whole again for the next reader, nothing wrong was kept.
+    damage(&victim);
+    world.run(&[], &["sh", "-c", "cat /data/pattern > /dev/null"]).success();
+    world.snowmelt(["verify", "small"]).success();
+}
+
+#[test]
+fn a_missing_chunk_is_an_io_error_and_is_named() {
+    let world = World::with_small();
+    let victim = chunks_of_the_pattern(&world).remove(0);
+    let id = victim.file_name().unwrap().to_str().unwrap().to_owned();
+    let aside = world.path("aside");
+    std::fs::rename(&victim, &aside).unwrap();
+
+    let read = world.run(&[], &["cat", "/data/pattern"]);
+    assert_ne!(read.code, 0);
+    assert!(read.stderr.contains(&id[..12]) && read.stderr.contains("small"), "{}", read.stderr);
+    world.snowmelt(["verify", "small"]).failure(1, &[&id[..12]]);
+
+    // Publishing the image again is the operator's cure.
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    assert!(victim.exists(), "the chunk is stored again");
+    world.run(&[], &["cat", "/data/pattern"]).success();
+}
+
+#[test]
+fn a_damaged_cache_heals_from_the_store() {
+    let world = World::with_small();
+    let expected = world.run(&[], &["cat", "/data/pattern"]).success().stdout;
+    let mut damaged = 0;
+    walk(&world.path("cache"), &mut |path| {
+        if path.metadata().unwrap().len() > 4096 {
+            make_writable(path);
+            damage(path);
+            damaged += 1;
+        }
+    });
+    assert!(damaged > 0, "chunks are kept in the cache");
+    assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
+    // And it is cured: with the store gone, the cache has what it takes.
+    assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
+}
+
+#[test]
+fn a_damaged_manifest_is_refused() {
+    let world = World::with_small();
+    let mut manifests = Vec::new();
+    walk(&world.path("store"), &mut |path| {
+        if path.components().any(|part| part.as_os_str() == "manifests") {
+            manifests.push(path.to_owned());
+        }
+    });
+    for manifest in &manifests {
+        make_writable(manifest);
+        damage(manifest);
+    }
+    assert!(!manifests.is_empty());
+    world.run(&[], &["true"]).failure(125, &["small"]);
+}
+
+/// Serves the store by HTTP, and behind a proxy that can fall silent.
+fn serve_store(world: &World) -> (std::process::Child, Proxy) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let server = std::process::Command::new("python3")
+        .args(["-m", "http.server", "--bind", "127.0.0.1", "--protocol", "HTTP/1.1", "--directory"])
+        .arg(world.path("store"))
+        .arg(&port)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let address = format!("127.0.0.1:{port}");
+    wait_until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
+    (server, Proxy::cutting(&address, 0, 0))
+}
+
+#[test]
+fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
+    let world = World::with_small();
+    let (mut server, proxy) = serve_store(&world);
+    let url = format!("http://{}/", proxy.address);
+    let remote = |world: &World, command: &[&str]| {
+        let arguments = [&["--store", url.as_str(), "--allow-http", "run", "small", "--"][..], command].concat();
+        world.command(arguments).spawn().unwrap()
+    };
+    let greeting = crate::world::finish(remote(&world, &["cat", "/etc/greeting"])).success();
+    assert_eq!(greeting.stdout(), "hello from snowmelt\n");
+
+    // Silent for a while: the reader waits and then gets the right bytes.
+    std::fs::remove_dir_all(world.path("cache")).unwrap();
+    let mut child = remote(&world, &["sh", "-c", "echo ready; sleep 0.3; md5sum < /data/pattern"]);
+    let mut output = crate::world::read_until(&mut child, "ready");
+    proxy.set_silent(true);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    proxy.set_silent(false);
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+    assert_eq!(crate::world::wait(&mut child), 0);
+    let direct = world.run(&[], &["sh", "-c", "md5sum < /data/pattern"]).success().stdout();
+    assert_eq!(rest, direct);
+
+    // Silent for longer than the deadline: an error, soon after it, and no wrong byte.
+    std::fs::remove_dir_all(world.path("cache")).unwrap();
+    std::fs::write(world.path("config.toml"), "deadline_ms = 1000\n").unwrap();
+    let mut child = remote(&world, &["sh", "-c", "echo ready; sleep 0.3; cat /data/pattern"]);
+    let mut output = crate::world::read_until(&mut child, "ready");
+    proxy.set_silent(true);
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut output, &mut rest).unwrap();
+    assert_ne!(crate::world::wait(&mut child), 0);
+    let expected = world.run(&[], &["cat", "/data/pattern"]).success().stdout;
+    assert!(rest.len() < expected.len() && expected.starts_with(&rest), "{} bytes, none of them wrong", rest.len());
+    proxy.set_silent(false);
+    let _ = server.kill();
+    let _ = server.wait();
+}

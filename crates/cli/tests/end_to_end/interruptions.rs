@@ -1,0 +1,164 @@
+//! Killed at any point: nothing is left that the next command does not clear away, and no published image is harmed.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::world::{World, finish, is_mount_point, read_until, test_image, wait};
+
+/// Processes of this world whose command line has `word`.
+fn processes_with(world: &World, word: &str) -> Vec<i32> {
+    world
+        .processes()
+        .into_iter()
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
+        })
+        .collect()
+}
+
+fn kill_now(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_killed_run_is_cleared_away_by_the_next_command() {
+    let world = World::with_small();
+    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo ready; sleep 1000"]).spawn().unwrap();
+    drop(read_until(&mut child, "ready"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.run(&[], &["true"]).success();
+    world.assert_nothing_left();
+    world.snowmelt(["verify", "small"]).success();
+}
+
+#[test]
+fn a_killed_agent_ends_its_container_with_an_error_and_leaves_nothing() {
+    let world = World::with_small();
+    let script = "echo ready; while cat /data/pattern /odd/many/* > /dev/null; do echo 3 > /dev/null; done; exit 5";
+    let mut child = world.command(["run", "small", "--", "sh", "-c", script]).spawn().unwrap();
+    let output = read_until(&mut child, "ready");
+    let agents = processes_with(&world, "agent");
+    assert!(!agents.is_empty(), "an agent serves the image");
+    agents.into_iter().for_each(kill_now);
+    // What was read stays in the kernel's memory, so the command may go on; it must end when it is told to.
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let _ = child.kill();
+    wait(&mut child);
+    drop(output);
+    world.run(&[], &["true"]).success();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_mount_whose_agent_was_killed_is_cleared_away() {
+    let world = World::with_small();
+    let mounted = world.mount("small", &[]);
+    let agents = processes_with(&world, "agent");
+    assert!(!agents.is_empty(), "an agent serves the mount");
+    agents.into_iter().for_each(kill_now);
+    world.run(&[], &["true"]).success();
+    assert!(!is_mount_point(&mounted), "the dead mount is gone");
+    let again = world.mount("small", &[]);
+    assert_eq!(std::fs::read_to_string(again.join("etc/greeting")).unwrap(), "hello from snowmelt\n");
+    world.unmount(&again);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_living_mount_survives_other_commands() {
+    let world = World::with_small();
+    let mounted = world.mount("small", &[]);
+    world.run(&[], &["true"]).success();
+    world.snowmelt(["images"]).success();
+    assert_eq!(std::fs::read_to_string(mounted.join("etc/greeting")).unwrap(), "hello from snowmelt\n");
+    world.unmount(&mounted);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_publish_killed_anywhere_harms_nothing() {
+    let world = World::with_small();
+    let digest = |name: &str| {
+        let file = world.path("exported");
+        let _ = std::fs::remove_file(&file);
+        world.snowmelt(["export", name, file.to_str().unwrap()]).success();
+        crate::tree::file_digest(&file)
+    };
+    let expected = digest("small");
+    // Another salt would need other chunks; a directory of fresh content does too, so each round has work to be killed in.
+    for round in 0..8_u64 {
+        let rootfs = world.path(&format!("rootfs-{round}"));
+        std::fs::create_dir_all(&rootfs).unwrap();
+        for file in 0..16_u64 {
+            let content: Vec<u8> = (0..128_u64 << 10).map(|index| (index * 31 + file * 17 + round * 7) as u8).collect();
+            std::fs::write(rootfs.join(format!("file-{file}")), content).unwrap();
+        }
+        let source = format!("dir:{}", rootfs.display());
+        let mut child = world.command(["publish", &source, "victim"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(10 * round));
+        let _ = child.kill();
+        finish(child);
+        // Whatever is listed is whole, and the image from before is unharmed.
+        for image in world.json(&["images"]).as_array().unwrap() {
+            let name = image["name"].as_str().unwrap().to_owned();
+            world.snowmelt(["verify", &name]).success();
+        }
+        assert_eq!(digest("small"), expected);
+    }
+    let source = format!("dir:{}", world.path("rootfs-0").display());
+    world.snowmelt(["publish", &source, "victim"]).success();
+    world.snowmelt(["verify", "victim"]).success();
+    let mut strays = Vec::new();
+    crate::world::walk(&world.path("state"), &mut |path| strays.push(path.metadata().unwrap().len()));
+    assert!(strays.iter().sum::<u64>() < 1 << 20, "spooled layers are not left behind: {strays:?}");
+}
+
+#[test]
+fn two_publishes_at_once_are_both_right() {
+    let world = World::new();
+    let source = test_image("small");
+    let children: Vec<_> = ["small", "small", "other", "small"]
+        .iter()
+        .map(|name| world.command(["publish", &source, name]).spawn().unwrap())
+        .collect();
+    for child in children {
+        finish(child).success();
+    }
+    for name in ["small", "other"] {
+        world.snowmelt(["verify", name]).success();
+    }
+    world.run(&[], &["true"]).success();
+}
+
+#[test]
+fn many_containers_at_once_from_an_empty_cache() {
+    let world = World::with_small();
+    let children: Vec<_> = (0..6)
+        .map(|_| world.command(["run", "small", "--", "sh", "-c", "md5sum < /data/pattern"]).spawn().unwrap())
+        .collect();
+    let outputs: Vec<_> = children.into_iter().map(|child| finish(child).success().stdout()).collect();
+    assert!(outputs.iter().all(|output| output == &outputs[0] && !output.is_empty()), "{outputs:?}");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn an_image_removed_under_a_running_container_stays_readable_there() {
+    let world = World::with_small();
+    let mut child = world
+        .command(["run", "small", "-i", "--", "sh", "-c", "echo ready; read line; wc -c < /data/pattern"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = read_until(&mut child, "ready");
+    world.snowmelt(["rm", "small"]).success();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go on\n").unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+    assert_eq!((wait(&mut child), rest.trim()), (0, "4194304"));
+}

@@ -1,0 +1,19 @@
+//! The binary from end to end: real images, a real registry, real mounts and containers.
+//!
+//! Nothing is faked and nothing is skipped: without root, FUSE, loop devices or runc these tests fail and say so.
+//! Images come from `scripts/test-images` (built from the machine's own package sources, and cached); every test has its
+//! own store, cache, keys and state in a directory of its own, see [`world::World`].
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod commands;
+mod damage;
+mod flattened;
+mod interruptions;
+mod mistakes;
+mod proxy;
+mod registry;
+mod running;
+mod sources;
+mod terminal;
+mod tree;
+mod world;

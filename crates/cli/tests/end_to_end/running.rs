@@ -1,0 +1,314 @@
+//! What a user of other runtimes expects of `run`: streams, exit codes, signals, and every option.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::world::{World, finish, read_until, wait, wait_until};
+
+fn pid_of(child: &std::process::Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+#[test]
+fn hello_from_a_container() {
+    let world = World::with_small();
+    let hello = world.run(&[], &["echo", "hello"]).success();
+    assert_eq!(hello.stdout(), "hello\n");
+    assert_eq!(hello.stderr, "", "a run that goes well says nothing of its own");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let world = World::with_small();
+    for code in [0, 1, 42, 255] {
+        assert_eq!(world.run(&[], &["sh", "-c", &format!("exit {code}")]).code, code);
+    }
+    world.run(&[], &["no-such-command"]).failure(127, &["no-such-command"]);
+    world.run(&[], &["/srv/lower"]).failure(126, &["/srv/lower"]);
+    world.snowmelt(["run", "nothing-of-this-name", "--", "true"]).failure(125, &["nothing-of-this-name"]);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn streams_stay_apart_and_carry_every_byte() {
+    let world = World::with_small();
+    let both = world.run(&[], &["sh", "-c", "echo to-stdout; echo to-stderr >&2"]).success();
+    assert_eq!((both.stdout(), both.stderr), ("to-stdout\n".to_owned(), "to-stderr\n".to_owned()));
+
+    let long = world.run(&[], &["cat", "/data/pattern"]).success();
+    assert_eq!(long.stdout.len(), 4 << 20);
+    assert_eq!(long.stdout[..1 << 20], long.stdout[3 << 20..]);
+}
+
+#[test]
+fn standard_input_goes_in_only_when_asked() {
+    let world = World::with_small();
+    let input: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).take(5_000_000).collect();
+    let arguments = |options: &[&'static str]| [&["run", "small"][..], options, &["--", "cat"]].concat();
+    let echoed = world.snowmelt_with_input(arguments(&["-i"]), &input).success();
+    assert!(echoed.stdout == input, "{} bytes came back of {}", echoed.stdout.len(), input.len());
+    assert_eq!(world.snowmelt_with_input(arguments(&[]), b"not for the container").success().stdout(), "");
+    // Without a command the image's own runs: a shell, which reads its script from there.
+    let shell = world.snowmelt_with_input(["run", "small", "-i"], b"echo from the shell; exit 3\n");
+    assert_eq!((shell.code, shell.stdout()), (3, "from the shell\n".to_owned()));
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let world = World::with_small();
+    for (signal, name) in
+        [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT"), (Signal::SIGHUP, "HUP"), (Signal::SIGUSR1, "USR1")]
+    {
+        let script = format!("trap 'echo caught; exit 7' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut child = world.command(["run", "small", "--", "sh", "-c", &script]).spawn().unwrap();
+        let mut output = read_until(&mut child, "ready");
+        kill(pid_of(&child), signal).unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+        assert_eq!((wait(&mut child), rest.as_str()), (7, "caught\n"), "SIG{name}");
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_command_that_dies_of_a_signal_gives_128_and_its_number() {
+    let world = World::with_small();
+    // A shell as the first process would not get its own signal: it is the container's init.
+    let script = "sleep 100 & kill -TERM $!; wait $!";
+    assert_eq!(world.run(&[], &["sh", "-c", script]).code, 128 + 15);
+
+    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo ready; exec sleep 98765"]).spawn().unwrap();
+    drop(read_until(&mut child, "ready"));
+    let sleeper = container_process("sleep\098765\0");
+    kill(Pid::from_raw(sleeper), Signal::SIGKILL).unwrap();
+    assert_eq!(wait(&mut child), 128 + 9);
+    world.assert_nothing_left();
+}
+
+/// The process with this command line, seen from the host.
+fn container_process(command_line: &str) -> i32 {
+    let mut found = None;
+    wait_until("the command runs", || {
+        found = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            (std::fs::read(entry.path().join("cmdline")).ok()? == command_line.as_bytes()).then_some(pid)
+        });
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn environment_of_the_image_and_of_the_caller() {
+    let mut world = World::with_small();
+    world.set("FROM_THE_CALLER", "passed on");
+    let script = "echo \"$GREETING|$ADDED|$FROM_THE_CALLER|$HOME\"";
+    assert_eq!(world.run(&[], &["sh", "-c", script]).success().stdout(), "hello|||/root\n");
+    let options = ["-e", "ADDED=a=b c", "-e", "GREETING=moin", "-e", "FROM_THE_CALLER"];
+    assert_eq!(world.run(&options, &["sh", "-c", script]).success().stdout(), "moin|a=b c|passed on|/root\n");
+}
+
+#[test]
+fn users_by_name_and_number() {
+    let world = World::with_small();
+    let id = |user: &str, format: &str| world.run(&["--user", user], &["id", format]).success().stdout();
+    assert_eq!(id("ada", "-u"), "1000\n");
+    assert_eq!(id("ada", "-g"), "1000\n");
+    let groups = id("ada", "-G");
+    assert!(groups.split_whitespace().any(|group| group == "50"), "ada is in staff too: {groups}");
+    assert_eq!(id("1234:50", "-u"), "1234\n");
+    assert_eq!(id("1234:50", "-g"), "50\n");
+    assert_eq!(id("ada:staff", "-g"), "50\n");
+    world.run(&["--user", "babbage"], &["true"]).failure(125, &["babbage"]);
+    // An unprivileged user gets none of root's powers over files.
+    assert_ne!(world.run(&["--user", "ada"], &["ls", "/root"]).code, 0);
+    assert_eq!(world.run(&["--user", "ada"], &["sh", "-c", "echo $HOME"]).success().stdout(), "/home/ada\n");
+}
+
+#[test]
+fn working_directories() {
+    let world = World::with_small();
+    assert_eq!(world.run(&[], &["pwd"]).success().stdout(), "/srv\n");
+    assert_eq!(world.run(&["--workdir", "/tmp"], &["pwd"]).success().stdout(), "/tmp\n");
+}
+
+#[test]
+fn writes_last_as_long_as_the_container() {
+    let world = World::with_small();
+    let script =
+        "echo changed > /srv/lower && cat /srv/lower && rm /etc/greeting && mkdir /new && echo x > /new/file && sync";
+    assert_eq!(world.run(&[], &["sh", "-c", script]).success().stdout(), "changed\n");
+    let after = world.run(&[], &["sh", "-c", "cat /srv/lower /etc/greeting; ls -d /new"]);
+    assert_eq!(after.stdout(), "replaced by the top layer\nhello from snowmelt\n");
+    world.snowmelt(["verify", "small"]).success();
+}
+
+#[test]
+fn a_read_only_root() {
+    let world = World::with_small();
+    let refused = world.run(&["--read-only"], &["touch", "/srv/new"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("Read-only file system"), "{}", refused.stderr);
+}
+
+#[test]
+fn more_than_the_free_space_does_not_fit() {
+    let world = World::new();
+    let image = crate::world::test_image("small");
+    world.snowmelt(["publish", &image, "small", "--free", "16MiB"]).success();
+    let full = world.run(&[], &["dd", "if=/dev/urandom", "of=/srv/big", "bs=1M", "count=64"]);
+    assert_ne!(full.code, 0);
+    assert!(full.stderr.contains("No space left"), "{}", full.stderr);
+    let fits =
+        world.run(&[], &["sh", "-c", "dd if=/dev/urandom of=/srv/big bs=1M count=8 && sync && wc -c < /srv/big"]);
+    assert_eq!(fits.success().stdout(), "8388608\n");
+}
+
+#[test]
+fn volumes_show_the_hosts_files() {
+    let world = World::with_small();
+    std::fs::create_dir(world.path("shared")).unwrap();
+    std::fs::write(world.path("shared/note"), "from the host\n").unwrap();
+    let volume = format!("{}:/mnt/shared", world.text("shared"));
+    let script = "cat /mnt/shared/note && echo from the container > /mnt/shared/reply";
+    assert_eq!(world.run(&["-v", &volume], &["sh", "-c", script]).success().stdout(), "from the host\n");
+    assert_eq!(std::fs::read_to_string(world.path("shared/reply")).unwrap(), "from the container\n");
+
+    let read_only = format!("{volume}:ro");
+    let refused = world.run(&["-v", &read_only], &["touch", "/mnt/shared/more"]);
+    assert_ne!(refused.code, 0);
+    assert!(!world.path("shared/more").exists());
+
+    let file = format!("{}:/etc/greeting", world.text("shared/note"));
+    assert_eq!(world.run(&["-v", &file], &["cat", "/etc/greeting"]).success().stdout(), "from the host\n");
+    let missing = format!("{}:/mnt", world.text("not-there"));
+    world.run(&["-v", &missing], &["true"]).failure(125, &["not-there"]);
+}
+
+#[test]
+fn networks() {
+    let world = World::with_small();
+    let interfaces = |network: &str| {
+        let mut names: Vec<_> = world
+            .run(&["--net", network], &["sh", "-c", "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev"])
+            .success()
+            .stdout()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(interfaces("none"), ["lo"]);
+    let mut host: Vec<_> = std::fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "bonding_masters")
+        .collect();
+    host.sort();
+    assert_eq!(interfaces("host"), host);
+    let files = world.run(&[], &["sh", "-c", "grep -c localhost /etc/hosts; cat /etc/resolv.conf"]).success().stdout();
+    let (localhost, resolv) = files.split_once('\n').unwrap();
+    assert_ne!(localhost, "0", "localhost has a name");
+    assert_eq!(resolv, std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+}
+
+#[test]
+fn memory_limits_hold() {
+    let world = World::with_small();
+    let eat = |limit: &str| {
+        world.run(&["--memory", limit], &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]).code
+    };
+    assert_eq!(eat("512m"), 0);
+    assert_eq!(eat("64m"), 128 + 9);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn capabilities_and_seccomp_are_as_restricted_as_elsewhere() {
+    let world = World::with_small();
+    let status = world.run(&[], &["cat", "/proc/self/status"]).success().stdout();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim_start_matches(':').trim().to_owned())
+    };
+    assert_eq!(field("CapEff").unwrap(), "00000000a80425fb", "the default set of other runtimes");
+    assert_eq!(field("Seccomp").unwrap(), "2", "a filter is in force");
+    assert_eq!(field("NoNewPrivs").as_deref(), Some("0"), "setuid programs and file capabilities work");
+    // Only root with CAP_SYS_ADMIN mounts, and a container's has none.
+    assert_ne!(world.run(&[], &["mount", "-t", "tmpfs", "none", "/tmp"]).code, 0);
+}
+
+#[test]
+fn processors_are_limited_in_the_containers_group() {
+    let world = World::with_small();
+    // Two busy processes for as long as it takes them to count: with half a processor that takes four times as long
+    // as the time they use, however busy the machine is.
+    let script =
+        "(i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done) & i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; wait";
+    let started = std::time::Instant::now();
+    let finished = world.run(&["--cpus", "0.25"], &["sh", "-c", &format!("time -p sh -c '{script}'")]).success();
+    let elapsed = started.elapsed().as_secs_f64();
+    let used: f64 = finished
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("user ").or_else(|| line.strip_prefix("sys ")))
+        .map(|seconds| seconds.trim().parse::<f64>().unwrap())
+        .sum();
+    assert!(elapsed > 2.0 * used, "{used} s of processor time in {elapsed} s, with a quarter of a processor");
+}
+
+#[test]
+fn entrypoints_can_be_replaced() {
+    let world = World::with_small();
+    let replaced = world.snowmelt(["run", "small", "--entrypoint", "/bin/echo", "--", "one", "two"]).success();
+    assert_eq!(replaced.stdout(), "one two\n");
+}
+
+#[test]
+fn two_containers_of_one_image_do_not_see_each_other() {
+    let world = World::with_small();
+    let script = "echo $0 > /srv/lower; echo ready; read line; cat /srv/lower";
+    let mut children: Vec<_> = ["first", "second"]
+        .iter()
+        .map(|name| {
+            world
+                .command(["run", "small", "-i", "--", "sh", "-c", script, name])
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut outputs: Vec<_> = children.iter_mut().map(|child| read_until(child, "ready")).collect();
+    for (index, name) in ["first", "second"].iter().enumerate() {
+        std::io::Write::write_all(&mut children[index].stdin.take().unwrap(), b"go on\n").unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut outputs[index], &mut rest).unwrap();
+        assert_eq!(rest, format!("{name}\n"));
+        assert_eq!(wait(&mut children[index]), 0);
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn stats_say_what_a_run_cost_and_leave_its_output_alone() {
+    let world = World::with_small();
+    let run = world.run(&["--stats"], &["cat", "/etc/greeting"]).success();
+    assert_eq!(run.stdout(), "hello from snowmelt\n");
+    for word in ["chunks", "origin", "cache", "first output"] {
+        assert!(run.stderr.to_lowercase().contains(word), "no `{word}` in the statistics: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_closed_output_ends_the_command() {
+    let world = World::with_small();
+    let mut child = world.command(["run", "small", "--", "yes"]).spawn().unwrap();
+    drop(read_until(&mut child, "y"));
+    let finished = finish(child);
+    assert_ne!(finished.code, 0, "`yes` ends by a broken pipe");
+    world.assert_nothing_left();
+}

@@ -1,0 +1,105 @@
+//! `run -t`: a real terminal, driven as a person would drive it.
+
+use std::process::Command;
+
+use crate::world::World;
+
+/// Runs an Expect script whose `$snowmelt` is the binary; the script's exit code is the test's verdict.
+#[track_caller]
+fn expect(world: &World, script: &str) {
+    let prelude = "
+        set timeout 60
+        log_user 1
+        proc wanted {what} { send_user \"\\nEXPECTED: $what\\n\"; exit 99 }
+        expect_after { timeout { wanted \"no time-out\" } eof { wanted \"no end of output\" } }
+        set snowmelt [lindex $argv 0]
+    ";
+    let file = world.path("script.exp");
+    std::fs::write(&file, format!("{prelude}\n{script}")).unwrap();
+    // The environment is the one that every other command of this world gets.
+    let reference = world.command(["--version"]);
+    let mut command = Command::new("expect");
+    command.arg("-f").arg(&file).arg(reference.get_program()).env("TERM", "xterm");
+    for (name, value) in reference.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.output().expect("expect is installed by scripts/setup");
+    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
+}
+
+const EXIT_CODE: &str = "
+    expect_after
+    expect eof
+    set result [wait]
+    exit [expr {[lindex $result 3] == $wanted_code ? 0 : 98}]
+";
+
+#[test]
+fn a_shell_on_a_terminal() {
+    let world = World::with_small();
+    expect(
+        &world,
+        &format!(
+            "spawn $snowmelt run small -it -- sh
+            send \"tty\\r\"
+            expect -re {{/dev/(pts/0|console)}}
+            send \"echo answer-\\$((6*7))\\r\"
+            expect answer-42
+            send \"exit 9\\r\"
+            set wanted_code 9
+            {EXIT_CODE}"
+        ),
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn the_terminals_size_is_the_callers_and_follows_it() {
+    let world = World::with_small();
+    expect(
+        &world,
+        &format!(
+            "set stty_init \"rows 31 columns 97\"
+            spawn $snowmelt run small -it -- sh
+            send \"stty size\\r\"
+            expect \"31 97\"
+            stty rows 40 columns 120 < $spawn_out(slave,name)
+            exec kill -WINCH [exp_pid]
+            send \"sleep 0.2; stty size\\r\"
+            expect \"40 120\"
+            send \"exit\\r\"
+            set wanted_code 0
+            {EXIT_CODE}"
+        ),
+    );
+}
+
+#[test]
+fn control_c_interrupts_the_command_and_not_the_shell() {
+    let world = World::with_small();
+    expect(
+        &world,
+        &format!(
+            "spawn $snowmelt run small -it -- sh
+            send \"echo begin; sleep 1000\\r\"
+            expect -re {{\\nbegin}}
+            sleep 0.3
+            send \"\\003\"
+            send \"echo still-\\$((1+1))-here\\r\"
+            expect still-2-here
+            send \"exit 4\\r\"
+            set wanted_code 4
+            {EXIT_CODE}"
+        ),
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_terminal_needs_a_terminal() {
+    let world = World::with_small();
+    world.run(&["-i", "-t"], &["sh"]).failure(125, &["terminal"]);
+}
