@@ -1,1 +1,45 @@
-//! Placeholder.
+//! A demand-loaded block device.
+//!
+//! [`Device`] reads an image chunk by chunk, when a chunk is first needed, through a [`ChunkReader`]; writes go to an
+//! encrypted overlay that dies with the process. [`fuse`] shows a device as a file, [`loop_device`] makes a block device of the
+//! file, [`mount`] mounts it. A read takes this way:
+//!
+//! application -> ext4 -> loop device (direct I/O) -> FUSE -> [`Device`] -> overlay, or chunk in memory, or [`ChunkReader`]
+//!
+//! ```
+//! use std::sync::Arc;
+//! use snowmelt_device::{Device, DeviceOptions, MemoryChunks};
+//!
+//! let image = vec![7; 1 << 20];
+//! let device = Device::with_reader(Arc::new(MemoryChunks::new(image, 512 << 10)), DeviceOptions::default())?;
+//! let mut bytes = [0; 16];
+//! device.read_at(600_000, &mut bytes)?;
+//! assert_eq!(bytes, [7; 16]);
+//! # Ok::<(), snowmelt_device::Error>(())
+//! ```
+
+mod access_log;
+mod buffers;
+mod clock;
+mod device;
+mod error;
+pub mod fuse;
+mod loader;
+pub mod loop_device;
+mod memory_chunks;
+pub mod mount;
+mod options;
+mod overlay;
+mod reader;
+mod resident;
+mod stall;
+mod stats;
+
+pub use access_log::Access;
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use device::Device;
+pub use error::{Cause, Error};
+pub use memory_chunks::{Fault, MemoryChunks};
+pub use options::{DeviceOptions, OnUnavailable, Stall, StallObserver};
+pub use reader::{ChunkReader, LoadRequest, Priority, Tier};
+pub use stats::Stats;

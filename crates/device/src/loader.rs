@@ -1,0 +1,423 @@
+//! Gets chunks into memory: one load per chunk however many reads wait for it, on threads of its own.
+//!
+//! A read asks with [`Loader::get`] and goes on when its callback is called, so no thread of the caller ever waits for a
+//! tier. A *flight* is one chunk on its way. Demand goes before prefetch; a prefetch that a read comes to wait for is promoted.
+//! Only [`Error::Unavailable`] is retried, and only here.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::access_log::AccessLog;
+use crate::buffers::{BufferPool, ChunkBuffer};
+use crate::options::{DeviceOptions, OnUnavailable};
+use crate::reader::{ChunkReader, LoadRequest, Priority};
+use crate::resident::{Resident, Streams};
+use crate::stats::Counters;
+use crate::{Error, stall};
+
+/// The first pause before an unavailable tier is asked again; doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Short enough that readers go on soon after the origin is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a waiting read is told.
+pub(crate) type Loaded = Result<Arc<ChunkBuffer>, Error>;
+type Waiter = Box<dyn FnOnce(Loaded) + Send>;
+
+/// A chunk on its way.
+pub(crate) struct Flight {
+    waiters: Vec<Waiter>,
+    pub(crate) request: Arc<LoadRequest>,
+    pub(crate) since: Instant,
+    running: bool,
+    /// When a stall is reported next, and how long after that again.
+    pub(crate) stall_at: Instant,
+    pub(crate) stall_step: Duration,
+}
+
+impl Flight {
+    pub(crate) fn readers(&self) -> usize {
+        self.waiters.len()
+    }
+}
+
+pub(crate) struct State {
+    resident: Resident,
+    streams: Streams,
+    pub(crate) flights: HashMap<u64, Flight>,
+    demand: VecDeque<u64>,
+    prefetch: VecDeque<u64>,
+    warm: VecDeque<u64>,
+    idle: usize,
+    threads: usize,
+    background: usize,
+    /// Until when the stall watcher sleeps; `None` until there is one.
+    pub(crate) watched_until: Option<Instant>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) reader: Arc<dyn ChunkReader>,
+    pub(crate) options: DeviceOptions,
+    pub(crate) counters: Counters,
+    pub(crate) log: AccessLog,
+    buffers: Arc<BufferPool>,
+    state: Mutex<State>,
+    work: Condvar,
+    stopping: AtomicBool,
+    /// Has the stall watcher look again. Not part of the state: the clock asks for it under a lock of its own.
+    pub(crate) look_again: AtomicBool,
+}
+
+/// Owns the threads; when it is dropped they end, each after the load that it is at.
+pub(crate) struct Loader(pub(crate) Arc<Shared>);
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.0.stopping.store(true, Ordering::Release);
+        let mut state = self.0.lock();
+        let waiting: Vec<u64> = state.flights.iter().filter(|(_, flight)| !flight.running).map(|(i, _)| *i).collect();
+        let flights: Vec<_> = waiting.iter().filter_map(|index| state.flights.remove(index)).collect();
+        drop(state);
+        self.0.work.notify_all();
+        self.0.options.clock.wake();
+        for waiter in flights.into_iter().flat_map(|flight| flight.waiters) {
+            waiter(Err(self.0.closed()));
+        }
+    }
+}
+
+/// What [`Loader::get`] found.
+pub(crate) enum Found {
+    /// The chunk is in memory.
+    Here(Arc<ChunkBuffer>),
+    /// Its place in the image is a hole.
+    Hole,
+    /// The callback will be called.
+    Later,
+}
+
+impl Loader {
+    pub(crate) fn new(reader: Arc<dyn ChunkReader>, options: DeviceOptions) -> Self {
+        let chunk_bytes = reader.geometry().chunk_size as usize;
+        let capacity = (options.memory_bytes / chunk_bytes as u64).max(4) as usize;
+        let read_ahead = options.read_ahead_chunks.min(capacity as u64 / 4);
+        Self(Arc::new(Shared {
+            reader,
+            counters: Counters::default(),
+            log: AccessLog::new(options.clock.now()),
+            buffers: BufferPool::new(chunk_bytes, capacity),
+            state: Mutex::new(State {
+                resident: Resident::new(capacity),
+                streams: Streams::new(read_ahead),
+                flights: HashMap::new(),
+                demand: VecDeque::new(),
+                prefetch: VecDeque::new(),
+                warm: VecDeque::new(),
+                idle: 0,
+                threads: 0,
+                background: 0,
+                watched_until: None,
+            }),
+            work: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            look_again: AtomicBool::new(false),
+            options,
+        }))
+    }
+
+    /// The chunk if it is in memory, with no effect but on what is evicted and read ahead.
+    pub(crate) fn peek(&self, index: u64) -> Option<Arc<ChunkBuffer>> {
+        let shared = &self.0;
+        let mut state = shared.lock();
+        let (chunk, first) = state.resident.get(index).map(|(chunk, first)| (Arc::clone(chunk), first))?;
+        let ahead = state.streams.observe(index);
+        if ahead.is_empty() {
+            drop(state);
+        } else {
+            shared.read_ahead(&mut state, ahead);
+            shared.staff(state);
+        }
+        if first {
+            shared.log.note(index, shared.options.clock.now());
+        }
+        Some(chunk)
+    }
+
+    /// The chunk, now or later: `later` makes the callback where it is needed.
+    pub(crate) fn get(&self, index: u64, later: impl FnOnce() -> Waiter) -> Found {
+        if let Some(chunk) = self.peek(index) {
+            return Found::Here(chunk);
+        }
+        let shared = &self.0;
+        if shared.reader.stored_length(index) == 0 {
+            return Found::Hole;
+        }
+        let now = shared.options.clock.now();
+        shared.log.note(index, now);
+        let mut state = shared.lock();
+        if let Some((chunk, _)) = state.resident.get(index) {
+            return Found::Here(Arc::clone(chunk));
+        }
+        let fresh = shared.take_off(&mut state, index, Priority::Demand, now);
+        let flight = state.flights.get_mut(&index).expect("it has just been made");
+        flight.waiters.push(later());
+        if fresh || (flight.request.priority == Priority::Prefetch && !flight.running) {
+            if !fresh {
+                flight.request = Arc::new(LoadRequest::new(Priority::Demand, shared.deadline(now)));
+            }
+            state.demand.push_back(index);
+        }
+        let ahead = state.streams.observe(index);
+        shared.read_ahead(&mut state, ahead);
+        shared.staff(state);
+        Found::Later
+    }
+
+    /// Loads chunks that will be wanted: as many as memory has room for are opened, the others are brought nearer.
+    pub(crate) fn prefetch(&self, indices: impl IntoIterator<Item = u64>) {
+        let shared = &self.0;
+        let now = shared.options.clock.now();
+        let mut state = shared.lock();
+        let mut room = state.resident.capacity() / 2;
+        for index in indices {
+            if state.resident.contains(index) || shared.reader.stored_length(index) == 0 {
+                continue;
+            }
+            if room == 0 {
+                state.warm.push_back(index);
+            } else if shared.take_off(&mut state, index, Priority::Prefetch, now) {
+                state.prefetch.push_back(index);
+                room -= 1;
+            }
+        }
+        shared.staff(state);
+    }
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        now.checked_add(self.options.deadline)
+    }
+
+    /// How messages call a chunk.
+    pub(crate) fn subject(&self, index: u64) -> String {
+        format!("chunk {} of image {}", self.reader.chunk_name(index), self.reader.image())
+    }
+
+    fn closed(&self) -> Error {
+        Error::Unavailable {
+            operation: "read",
+            subject: format!("image {} (its device was closed)", self.reader.image()),
+            source: None,
+        }
+    }
+
+    /// Makes the flight of a chunk; false where there is one.
+    fn take_off(self: &Arc<Self>, state: &mut State, index: u64, priority: Priority, now: Instant) -> bool {
+        if state.flights.contains_key(&index) {
+            return false;
+        }
+        let stall_at = now + stall::FIRST;
+        state.flights.insert(
+            index,
+            Flight {
+                waiters: Vec::new(),
+                request: Arc::new(LoadRequest::new(priority, self.deadline(now))),
+                since: now,
+                running: false,
+                stall_at,
+                stall_step: stall::FIRST,
+            },
+        );
+        match state.watched_until {
+            None => {
+                state.watched_until = Some(stall_at);
+                stall::spawn_watcher(self);
+            }
+            Some(until) if stall_at < until => {
+                state.watched_until = Some(stall_at);
+                self.look_again.store(true, Ordering::Release);
+                self.options.clock.wake();
+            }
+            Some(_) => {}
+        }
+        true
+    }
+
+    fn read_ahead(self: &Arc<Self>, state: &mut State, ahead: Range<u64>) {
+        let slots = self.reader.geometry().slot_count();
+        let now = self.options.clock.now();
+        for index in ahead.start..ahead.end.min(slots) {
+            if !state.resident.contains(index)
+                && self.reader.stored_length(index) != 0
+                && self.take_off(state, index, Priority::Prefetch, now)
+            {
+                state.prefetch.push_back(index);
+            }
+        }
+    }
+
+    /// Sees to it that there are threads for what is queued.
+    fn staff(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let background = (state.prefetch.len() + state.warm.len())
+            .min(self.options.most_prefetches.saturating_sub(state.background));
+        let queued = state.demand.len() + background;
+        let woken = queued.min(state.idle);
+        let hired = (queued - woken).min(self.options.most_loads.max(1).saturating_sub(state.threads));
+        state.threads += hired;
+        drop(state);
+        for _ in 0..woken {
+            self.work.notify_one();
+        }
+        for _ in 0..hired {
+            let shared = Arc::clone(self);
+            let spawned = std::thread::Builder::new().name("chunk-loader".into()).spawn(move || shared.run());
+            if let Err(error) = spawned {
+                tracing::warn!(image = self.reader.image(), %error, "no thread to load chunks with");
+                self.lock().threads -= 1;
+            }
+        }
+    }
+
+    fn run(self: &Arc<Self>) {
+        let mut state = self.lock();
+        while !self.is_stopping() {
+            if let Some(index) = state.demand.pop_front() {
+                state = self.fly(state, index);
+            } else if state.background < self.options.most_prefetches
+                && let Some(index) = state.prefetch.pop_front()
+            {
+                state.background += 1;
+                state = self.fly(state, index);
+                state.background -= 1;
+            } else if state.background < self.options.most_prefetches
+                && let Some(index) = state.warm.pop_front()
+            {
+                state.background += 1;
+                drop(state);
+                let request = LoadRequest::new(Priority::Prefetch, self.deadline(self.options.clock.now()));
+                if let Err(error) = self.reader.warm_chunk(index, &request) {
+                    tracing::debug!(chunk = self.subject(index), error = error.chain(), "not prefetched");
+                }
+                state = self.lock();
+                state.background -= 1;
+            } else {
+                state.idle += 1;
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+        state.threads -= 1;
+    }
+
+    /// Loads a queued chunk, unless another thread does.
+    fn fly<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, index: u64) -> MutexGuard<'a, State> {
+        let Some(flight) = state.flights.get_mut(&index).filter(|flight| !flight.running) else {
+            return state;
+        };
+        flight.running = true;
+        let (request, since) = (Arc::clone(&flight.request), flight.since);
+        drop(state);
+
+        self.counters.queue_ns.add(self.options.clock.now().saturating_duration_since(since).as_nanos() as u64);
+        let loaded = self.load(index, &request);
+        let mut state = self.lock();
+        let Some(mut flight) = state.flights.remove(&index) else { return state };
+        if loaded.is_err()
+            && request.priority == Priority::Prefetch
+            && !flight.waiters.is_empty()
+            && !self.is_stopping()
+        {
+            // Reads joined a prefetch that gave up early: they get an attempt of their own, with their own deadline.
+            let now = self.options.clock.now();
+            flight.request = Arc::new(LoadRequest::new(Priority::Demand, self.deadline(now)));
+            flight.running = false;
+            state.flights.insert(index, flight);
+            state.demand.push_front(index);
+            return state;
+        }
+        let evicted = match &loaded {
+            Ok(chunk) => state.resident.insert(index, Arc::clone(chunk), !flight.waiters.is_empty()),
+            Err(_) => None,
+        };
+        drop(state);
+        drop(evicted);
+        for waiter in flight.waiters {
+            waiter(loaded.clone());
+        }
+        self.lock()
+    }
+
+    fn load(&self, index: u64, request: &LoadRequest) -> Loaded {
+        let mut buffer = self.buffers.take(self.reader.stored_length(index) as usize);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let start = Instant::now();
+            let result = catch_unwind(AssertUnwindSafe(|| self.reader.read_chunk(index, request, buffer.as_mut())))
+                .unwrap_or_else(|_| {
+                    Err(Error::io("load", self.subject(index), std::io::Error::other("its reader panicked")))
+                });
+            let spent = start.elapsed().as_nanos() as u64;
+            match result {
+                Ok(()) => {
+                    self.count(request, spent, buffer.len());
+                    return Ok(Arc::new(buffer));
+                }
+                Err(error) if self.may_retry(&error, request) => {
+                    self.counters.retries.add(1);
+                    let now = self.options.clock.now();
+                    let until = request.deadline.map_or(now + pause, |deadline| deadline.min(now + pause));
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.options.clock.wait_until(until, &|| self.is_stopping());
+                }
+                Err(error) => {
+                    if request.priority == Priority::Prefetch {
+                        tracing::debug!(error = error.chain(), "not read ahead");
+                    } else {
+                        self.counters.failures.add(1);
+                        tracing::error!(
+                            image = self.reader.image(),
+                            chunk = self.reader.chunk_name(index),
+                            tier = %request.tier(),
+                            error = error.chain(),
+                            "a chunk cannot be read; its readers get an I/O error"
+                        );
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn may_retry(&self, error: &Error, request: &LoadRequest) -> bool {
+        matches!(error, Error::Unavailable { .. })
+            && request.priority == Priority::Demand
+            && self.options.on_unavailable == OnUnavailable::Block
+            && !self.is_stopping()
+            && request.deadline.is_none_or(|deadline| self.options.clock.now() < deadline)
+    }
+
+    fn count(&self, request: &LoadRequest, spent_ns: u64, bytes: usize) {
+        let tier = request.tier() as usize;
+        self.counters.loads[tier].add(1);
+        self.counters.loaded_bytes[tier].add(bytes as u64);
+        self.counters.verify_ns.add(request.verify_ns());
+        self.counters.open_ns.add(request.open_ns());
+        self.counters.fetch_ns.add(spent_ns.saturating_sub(request.verify_ns() + request.open_ns()));
+        if request.priority == Priority::Prefetch {
+            self.counters.prefetched.add(1);
+        }
+    }
+}

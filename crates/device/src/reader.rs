@@ -1,0 +1,128 @@
+//! The seam between a device and where its chunks come from.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use snowmelt_chunk::Geometry;
+
+use crate::Error;
+
+/// Gives the plaintext of an image's chunks. Two implementations: [`ImageChunks`](crate::ImageChunks) over a manifest and the
+/// tiers, and [`MemoryChunks`](crate::MemoryChunks) in memory, which injects faults.
+///
+/// Every method may be called from several threads at once.
+pub trait ChunkReader: Send + Sync {
+    /// The size of the image and of its chunks.
+    fn geometry(&self) -> Geometry;
+
+    /// Bytes of the chunk that are stored; the rest of its slot is zeros. 0 for a hole and past the end of the image.
+    fn stored_length(&self, index: u64) -> u32;
+
+    /// Fills `plaintext`, which is as long as [`ChunkReader::stored_length`], with verified bytes. Blocks, at most until the
+    /// request's deadline; after the deadline it answers only from where no waiting is needed.
+    ///
+    /// # Errors
+    /// Any; [`Error::Unavailable`] is the one that is tried again. `plaintext` then holds nothing of use.
+    fn read_chunk(&self, index: u64, request: &LoadRequest, plaintext: &mut [u8]) -> Result<(), Error>;
+
+    /// Brings the chunk nearer without opening it, where there is a nearer place.
+    ///
+    /// # Errors
+    /// As [`ChunkReader::read_chunk`].
+    fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error>;
+
+    /// How messages call the image.
+    fn image(&self) -> &str;
+
+    /// How messages call the chunk.
+    fn chunk_name(&self, index: u64) -> String;
+}
+
+/// Who waits for a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Priority {
+    /// Nobody yet.
+    Prefetch,
+    /// A read of the device.
+    Demand,
+}
+
+/// Where a chunk came from, or is being asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Tier {
+    /// Not known (yet).
+    #[default]
+    Unknown,
+    /// Memory of this machine.
+    Memory,
+    /// A disk of this machine.
+    Disk,
+    /// Object storage.
+    Origin,
+}
+
+impl Tier {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Memory, Self::Disk, Self::Origin];
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Origin => "origin",
+        })
+    }
+}
+
+/// One load of a chunk: what the reader has to know, and what it tells while it works.
+#[derive(Debug)]
+pub struct LoadRequest {
+    /// Who waits.
+    pub priority: Priority,
+    /// When waiting ends; `None` is never.
+    pub deadline: Option<Instant>,
+    tier: AtomicU8,
+    verify_ns: AtomicU64,
+    open_ns: AtomicU64,
+}
+
+impl LoadRequest {
+    /// A load that begins now.
+    pub fn new(priority: Priority, deadline: Option<Instant>) -> Self {
+        Self { priority, deadline, tier: AtomicU8::new(0), verify_ns: AtomicU64::new(0), open_ns: AtomicU64::new(0) }
+    }
+
+    /// The reader now asks this tier; at the end, the one that answered.
+    pub fn set_tier(&self, tier: Tier) {
+        self.tier.store(tier as u8, Ordering::Relaxed);
+    }
+
+    /// The tier that was asked last.
+    pub fn tier(&self) -> Tier {
+        Tier::ALL[usize::from(self.tier.load(Ordering::Relaxed)).min(Tier::ALL.len() - 1)]
+    }
+
+    /// Time that went into checking the chunk's id.
+    pub fn add_verify(&self, time: Duration) {
+        self.verify_ns.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Time that went into decrypting it, and checking its tag.
+    pub fn add_open(&self, time: Duration) {
+        self.open_ns.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn verify_ns(&self) -> u64 {
+        self.verify_ns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn open_ns(&self) -> u64 {
+        self.open_ns.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,152 @@
+//! Which decrypted chunks are kept, and which will be wanted next. Pure bookkeeping, guarded by the loader's lock.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::buffers::ChunkBuffer;
+
+/// The least recently used chunks make room for new ones.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    entries: HashMap<u64, Entry>,
+    capacity: usize,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    chunk: Arc<ChunkBuffer>,
+    used: u64,
+    touched: bool,
+}
+
+impl Resident {
+    /// Keeps at most `capacity` chunks.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { entries: HashMap::with_capacity(capacity + 1), capacity, clock: 0 }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub(crate) fn contains(&self, index: u64) -> bool {
+        self.entries.contains_key(&index)
+    }
+
+    /// The chunk, if it is here, and whether no read has had it since it came.
+    pub(crate) fn get(&mut self, index: u64) -> Option<(&Arc<ChunkBuffer>, bool)> {
+        self.clock += 1;
+        let entry = self.entries.get_mut(&index)?;
+        entry.used = self.clock;
+        let first = !std::mem::replace(&mut entry.touched, true);
+        Some((&entry.chunk, first))
+    }
+
+    /// Keeps a chunk; returns the one that had to go, to be dropped outside of the lock.
+    pub(crate) fn insert(&mut self, index: u64, chunk: Arc<ChunkBuffer>, touched: bool) -> Option<Arc<ChunkBuffer>> {
+        self.clock += 1;
+        self.entries.insert(index, Entry { chunk, used: self.clock, touched });
+        if self.entries.len() <= self.capacity {
+            return None;
+        }
+        // A few dozen entries: looking at all of them costs less than keeping them in order would.
+        let oldest = *self.entries.iter().min_by_key(|(_, entry)| entry.used)?.0;
+        self.entries.remove(&oldest).map(|entry| entry.chunk)
+    }
+}
+
+/// Finds sequential readers among the reads of a device. Several may run at once, as with two files read side by side.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    followed: [Stream; 8],
+    recent: u64,
+    clock: u64,
+    most: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Stream {
+    /// The chunk that continues it; 0 for an unused entry, since nothing continues into chunk 0.
+    next: u64,
+    window: u64,
+    /// The first chunk that was not asked for yet.
+    ahead: u64,
+    used: u64,
+}
+
+impl Streams {
+    /// Looks ahead at most `most` chunks; 0 turns it off.
+    pub(crate) fn new(most: u64) -> Self {
+        Self { followed: [Stream::default(); 8], recent: u64::MAX, clock: 0, most }
+    }
+
+    /// A read of the chunk; returns the chunks to have ready. The window doubles with each step from chunk to chunk: 2, 4, 8…
+    pub(crate) fn observe(&mut self, index: u64) -> Range<u64> {
+        if index == self.recent || self.most == 0 {
+            return 0..0;
+        }
+        self.recent = index;
+        self.clock += 1;
+        if let Some(stream) = self.followed.iter_mut().find(|stream| stream.next == index && index != 0) {
+            stream.next = index + 1;
+            stream.window = (stream.window * 2).min(self.most);
+            stream.used = self.clock;
+            let wanted = stream.ahead.max(index + 1)..index + 1 + stream.window;
+            stream.ahead = stream.ahead.max(wanted.end);
+            return wanted;
+        }
+        if let Some(stream) = self.followed.iter_mut().find(|stream| stream.next == index + 1) {
+            stream.used = self.clock;
+            return 0..0;
+        }
+        let oldest = self.followed.iter_mut().min_by_key(|stream| stream.used).expect("there are eight");
+        *oldest = Stream { next: index + 1, window: 1, ahead: index + 1, used: self.clock };
+        0..0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::BufferPool;
+
+    #[test]
+    fn the_least_recently_used_chunk_goes() {
+        let pool = BufferPool::new(1, 1);
+        let mut resident = Resident::new(2);
+        let insert = |resident: &mut Resident, index| resident.insert(index, Arc::new(pool.take(1)), false);
+        assert!(insert(&mut resident, 1).is_none());
+        assert!(insert(&mut resident, 2).is_none());
+        assert!(resident.get(1).is_some_and(|(_, first)| first));
+        assert!(resident.get(1).is_some_and(|(_, first)| !first));
+        assert!(insert(&mut resident, 3).is_some());
+        assert!(resident.contains(1) && !resident.contains(2) && resident.contains(3));
+    }
+
+    #[test]
+    fn a_sequential_reader_gets_a_growing_window() {
+        let mut streams = Streams::new(8);
+        let wanted: Vec<_> = [0, 0, 1, 1, 2, 3, 4].map(|index| streams.observe(index)).into();
+        assert_eq!(wanted, [0..0, 0..0, 2..4, 0..0, 4..7, 7..12, 12..13]);
+    }
+
+    #[test]
+    fn readers_side_by_side_are_told_apart() {
+        let mut streams = Streams::new(4);
+        for step in 0..3 {
+            let (near, far) = (streams.observe(10 + step), streams.observe(90 + step));
+            assert_eq!(near.is_empty(), step == 0, "{near:?}");
+            assert_eq!(far.is_empty(), step == 0, "{far:?}");
+        }
+    }
+
+    #[test]
+    fn random_reads_want_nothing() {
+        let mut streams = Streams::new(8);
+        for index in [5, 900, 17, 3, 60, 1_000, 2, 44, 5, 900] {
+            assert!(streams.observe(index).is_empty());
+        }
+    }
+}
