@@ -1,6 +1,9 @@
 //! From a source to the bytes of a file system image: reads the layers, merges them, places the contents and plans the
 //! image. The result gives bytes at any offset, from any thread, without ever holding the image.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -68,6 +71,17 @@ pub struct FlatImage {
     chunk_size: u32,
     config: ImageConfig,
     source_digest: Option<String>,
+}
+
+/// A file's content, for comparing images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileContent {
+    /// BLAKE3 of the content with its holes: equal for equal contents.
+    pub digest: [u8; 32],
+    /// Size of the file in bytes.
+    pub size_bytes: u64,
+    /// Bytes that are not holes.
+    pub stored_bytes: u64,
 }
 
 /// Flattens a source's layers to one file system image.
@@ -184,6 +198,20 @@ impl FlatImage {
     /// Bytes that are no holes, metadata of the file system included.
     pub fn content_bytes(&self) -> u64 {
         self.plan.runs(0..self.plan.size_bytes()).map(|run| run.length).sum()
+    }
+
+    /// Where the contents of files begin, in bytes; before it lie the file system's own structures.
+    pub fn data_start_bytes(&self) -> u64 {
+        self.plan.data_start_bytes()
+    }
+
+    /// The contents of all files that have any, hard links counted once.
+    pub fn contents(&self) -> impl Iterator<Item = FileContent> + '_ {
+        self.contents.iter().flatten().map(|content| FileContent {
+            digest: content.digest,
+            size_bytes: content.size,
+            stored_bytes: content.stored_bytes(),
+        })
     }
 
     /// Fills `buffer` with the image's bytes at `offset`. May be called from several threads at once.

@@ -50,6 +50,15 @@ impl Content {
         self.ranges.last().map_or(0, |range| range.stored_before + range.blocks)
     }
 
+    /// Bytes that are not holes; the last block counts up to the end of the file.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let Some(last) = self.ranges.last() else {
+            return 0;
+        };
+        let beyond = ((last.first_block + last.blocks) * BLOCK_SIZE).saturating_sub(self.size);
+        self.allocated_blocks() * BLOCK_SIZE - beyond
+    }
+
     /// Fills `buffer` with the file's bytes at `offset`; holes and what lies behind the end read as zeros.
     pub(crate) fn read_at(&self, spools: &[Spool], mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         let spool = &spools[self.spool as usize].file;
