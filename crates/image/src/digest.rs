@@ -4,6 +4,9 @@ use std::fmt;
 
 use aws_lc_rs::digest::{Context, SHA256, SHA512};
 
+mod background;
+pub(crate) use background::BackgroundHasher;
+
 /// An algorithm that OCI registers (image-spec, descriptor.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {

@@ -2,11 +2,28 @@
 
 mod config;
 mod digest;
+mod directory;
+mod entry_path;
 mod error;
+mod flatten;
+pub mod fuzz;
+mod layer_reader;
+mod layers;
+mod layout;
+mod merge;
+mod read_ahead;
 mod reference;
 mod sources;
+mod spool;
+mod tar_entries;
+#[cfg(test)]
+mod testing;
+mod tree_digest;
 
 pub use config::ImageConfig;
 pub use error::Error;
+pub use flatten::{FileContent, FlatImage, FlattenOptions, Progress, flatten, flatten_directory};
+pub use layer_reader::{decompress, open_layer_tar};
+pub use layout::PlacementKind;
 pub use reference::{Platform, SourceRef};
 pub use sources::{Compression, LayerDescriptor, OpenOptions, Source, open};

@@ -199,7 +199,7 @@ fn check_tag(tag: &str) -> Result<(), String> {
 
 impl fmt::Display for SourceRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut part = |mark: char, part: &Option<String>, f: &mut fmt::Formatter<'_>| match part {
+        let part = |mark: char, part: &Option<String>, f: &mut fmt::Formatter<'_>| match part {
             Some(part) => write!(f, "{mark}{part}"),
             None => Ok(()),
         };

@@ -3,6 +3,15 @@
 //! A source finds the manifest and the configuration when it is opened, and gives each layer's bytes as they are stored.
 //! It does not decompress them (see [`crate::open_layer_tar`]) and knows nothing of their entries.
 
+mod archive;
+pub(crate) mod docker_archive;
+pub(crate) mod documents;
+mod local;
+mod oci_layout;
+mod registry;
+pub(crate) mod resolve;
+pub(crate) mod verified;
+
 use std::io::Read;
 
 use crate::{Error, ImageConfig, Platform, SourceRef};
@@ -61,18 +70,20 @@ pub struct OpenOptions {
     pub insecure_http: bool,
 }
 
-/// Opens an image: finds its manifest and configuration, and reads no layer yet. Blocks; must not be called from
-/// within an asynchronous runtime's worker thread for long work, but is safe there.
+/// Opens an image: finds its manifest and configuration, and reads no layer yet. Blocks.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Denied`], [`Error::Unavailable`] as the registry or file system has it; [`Error::Corrupt`] for
 /// documents that are not what their digest names; [`Error::Invalid`] for images of kinds that cannot be flattened, and
 /// for [`SourceRef::Directory`], which has no layers.
-pub fn open(reference: &SourceRef, _options: &OpenOptions) -> Result<Box<dyn Source>, Error> {
+pub fn open(reference: &SourceRef, options: &OpenOptions) -> Result<Box<dyn Source>, Error> {
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
     match reference {
+        SourceRef::Registry { .. } => registry::open(reference, &platform, options.insecure_http),
+        SourceRef::OciLayout { path, tag } => oci_layout::open(reference, path, tag.as_deref(), &platform),
+        SourceRef::DockerArchive { path, name } => docker_archive::open(reference, path, name.as_deref(), &platform),
         SourceRef::Directory { .. } => {
             Err(Error::invalid(reference.to_string(), "a directory has no layers: it is flattened as a tree"))
         }
-        _ => Err(Error::invalid(reference.to_string(), "not supported yet")),
     }
 }
