@@ -1,0 +1,274 @@
+//! Publishing: an image's bytes become chunks, a manifest and a name.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use snowmelt_chunk::{
+    ChunkRecord, ChunkSecret, Geometry, KeyService, ManifestBuilder, ManifestId, PAGE_SIZE, Salt, Suite,
+};
+
+use crate::buffers::AlignedBuffer;
+use crate::records::{ImageMetadata, NameRecord};
+use crate::store::{PutOutcome, Store};
+use crate::{Error, ImageName};
+
+/// A block image that can be read at any place from many threads.
+pub trait BlockSource: Sync {
+    /// Bytes of the image, a multiple of 4096.
+    fn size_bytes(&self) -> u64;
+    /// Bytes of a chunk that its layout was made for.
+    fn chunk_size(&self) -> u32;
+    /// Whether the byte range is known to hold only zeros, so that it need not be read.
+    fn is_hole(&self, range: Range<u64>) -> bool;
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// Whatever keeps it from reading; publishing then stops.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+impl BlockSource for snowmelt_image::FlatImage {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn chunk_size(&self) -> u32 {
+        self.chunk_size()
+    }
+
+    fn is_hole(&self, range: Range<u64>) -> bool {
+        self.is_hole(range)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.read_at(offset, buf)?)
+    }
+}
+
+/// How to publish.
+#[derive(Clone, Copy)]
+pub struct PublishOptions<'a> {
+    /// Who will own name and manifest.
+    pub tenant: &'a str,
+    /// What the image will be called.
+    pub name: &'a ImageName,
+    /// Where the image comes from, for its record.
+    pub source: &'a str,
+    /// How chunks are encrypted.
+    pub suite: Suite,
+    /// With whom chunks are shared.
+    pub salt: &'a Salt,
+    /// Seals the manifest.
+    pub keys: &'a KeyService,
+    /// How many chunks are worked on at once.
+    pub threads: usize,
+    /// Told about every chunk, from several threads.
+    pub progress: Option<&'a (dyn Fn(PublishProgress) + Sync)>,
+}
+
+/// What publishing reports while it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishProgress {
+    /// Bytes of the image that are done, holes included.
+    pub done_bytes: u64,
+    /// Bytes of the image.
+    pub total_bytes: u64,
+}
+
+/// What publishing did.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The manifest's id.
+    pub manifest: ManifestId,
+    /// The name's record as it was put.
+    pub record: NameRecord,
+    /// Chunks that were not in the store before, and their bytes.
+    pub new_chunks: u64,
+    /// Bytes of those chunks.
+    pub new_bytes: u64,
+    /// Bytes of the image's manifest.
+    pub manifest_bytes: u64,
+    /// How long chunks took to be read, encrypted and put.
+    pub chunks_time: Duration,
+}
+
+/// Publishes an image: chunks first, then the manifest, the name last.
+///
+/// Two publishes of one image at once are both right: chunks and manifests are named by their bytes, and the last name wins.
+///
+/// # Errors
+/// Those of the source, the keys and the store. What was put before stays, and nobody refers to it.
+pub fn publish(
+    source: &dyn BlockSource,
+    metadata: &ImageMetadata,
+    store: &Store,
+    options: &PublishOptions<'_>,
+) -> Result<Published, Error> {
+    let geometry = Geometry { image_size: source.size_bytes(), chunk_size: source.chunk_size() };
+    let mut builder = ManifestBuilder::new(options.suite, geometry)?;
+    // Asked before the work, so that a tenant whose key is broken learns it now.
+    options.keys.generate_data_key(options.tenant)?;
+    let started = Instant::now();
+    let job = Job {
+        source,
+        store,
+        options,
+        geometry,
+        next_slot: AtomicU64::new(0),
+        done_bytes: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        outcome: Mutex::new(Outcome::default()),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..options.threads.max(1) {
+            scope.spawn(|| job.work());
+        }
+    });
+    let outcome = job.outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(error) = outcome.error {
+        return Err(error);
+    }
+    for (record, secret) in outcome.chunks {
+        builder.push(record, secret);
+    }
+    let encoded = serde_json::to_vec(metadata).expect("metadata of plain fields is JSON");
+    let manifest = builder.seal(options.tenant, &encoded, options.keys)?;
+    store.sync()?;
+    let chunks_time = started.elapsed();
+    let id = store.put_manifest(&manifest)?;
+    let generation = match store.read_name(options.tenant, options.name) {
+        Ok(previous) => previous.generation + 1,
+        // A record that cannot be read is replaced by one that can.
+        Err(Error::NotFound { .. } | Error::Corrupt { .. }) => 1,
+        Err(error) => return Err(error),
+    };
+    let record = NameRecord {
+        version: 1,
+        manifest: id.to_string(),
+        root: store.root().into(),
+        generation,
+        published_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        source: options.source.into(),
+        image_size: geometry.image_size,
+        stored_bytes: manifest.stored_bytes(),
+        chunk_count: manifest.chunk_count() as u64,
+    };
+    store.put_name(options.tenant, options.name, &record)?;
+    Ok(Published {
+        manifest: id,
+        record,
+        new_chunks: outcome.new_chunks,
+        new_bytes: outcome.new_bytes,
+        manifest_bytes: manifest.as_bytes().len() as u64,
+        chunks_time,
+    })
+}
+
+#[derive(Default)]
+struct Outcome {
+    chunks: Vec<(ChunkRecord, ChunkSecret)>,
+    new_chunks: u64,
+    new_bytes: u64,
+    /// The first error; workers stop when there is one.
+    error: Option<Error>,
+}
+
+struct Job<'a> {
+    source: &'a dyn BlockSource,
+    store: &'a Store,
+    options: &'a PublishOptions<'a>,
+    geometry: Geometry,
+    next_slot: AtomicU64,
+    done_bytes: AtomicU64,
+    stop: AtomicBool,
+    outcome: Mutex<Outcome>,
+}
+
+impl Job<'_> {
+    fn work(&self) {
+        let size = self.geometry.chunk_size as usize;
+        let (mut plaintext, mut ciphertext) = (AlignedBuffer::new(size), AlignedBuffer::new(size));
+        while !self.stop.load(Ordering::Relaxed) {
+            let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+            if slot >= self.geometry.slot_count() {
+                return;
+            }
+            let done = self.slot(slot as u32, plaintext.as_mut(), &mut ciphertext);
+            let mut outcome = self.outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match done {
+                Ok(Some((record, secret, put))) => {
+                    if put == PutOutcome::New {
+                        outcome.new_chunks += 1;
+                        outcome.new_bytes += u64::from(record.stored_length);
+                    }
+                    outcome.chunks.push((record, secret));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    outcome.error.get_or_insert(error);
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            drop(outcome);
+            let length = u64::from(self.geometry.slot_length(slot as u32));
+            let done_bytes = self.done_bytes.fetch_add(length, Ordering::Relaxed) + length;
+            if let Some(report) = self.options.progress {
+                report(PublishProgress { done_bytes, total_bytes: self.geometry.image_size });
+            }
+        }
+    }
+
+    /// Reads, encrypts and puts one chunk; `None` for a hole.
+    fn slot(
+        &self,
+        slot: u32,
+        plaintext: &mut [u8],
+        ciphertext: &mut AlignedBuffer,
+    ) -> Result<Option<(ChunkRecord, ChunkSecret, PutOutcome)>, Error> {
+        let offset = u64::from(slot) * u64::from(self.geometry.chunk_size);
+        let length = self.geometry.slot_length(slot) as usize;
+        if self.source.is_hole(offset..offset + length as u64) {
+            return Ok(None);
+        }
+        let plaintext = &mut plaintext[..length];
+        self.source.read_at(offset, plaintext).map_err(Error::Source)?;
+        let stored_length = trimmed_length(plaintext);
+        if stored_length == 0 {
+            return Ok(None);
+        }
+        let sealed = self.options.suite.seal(
+            self.options.salt,
+            &plaintext[..stored_length],
+            &mut ciphertext.as_mut()[..stored_length],
+        );
+        let put = self.store.put_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
+        let record = ChunkRecord { slot, stored_length: stored_length as u32, id: sealed.id };
+        Ok(Some((record, sealed.secret, put)))
+    }
+}
+
+/// The length without trailing pages of zeros.
+fn trimmed_length(bytes: &[u8]) -> usize {
+    let page = PAGE_SIZE as usize;
+    bytes
+        .chunks(page)
+        .rposition(|page| page.iter().any(|byte| *byte != 0))
+        .map_or(0, |last| ((last + 1) * page).min(bytes.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trailing_zero_pages_are_not_stored() {
+        let mut bytes = vec![0; 5 * 4096];
+        assert_eq!(trimmed_length(&bytes), 0);
+        bytes[4096] = 1;
+        assert_eq!(trimmed_length(&bytes), 2 * 4096);
+        bytes[5 * 4096 - 1] = 1;
+        assert_eq!(trimmed_length(&bytes), 5 * 4096);
+    }
+}

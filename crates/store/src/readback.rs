@@ -1,0 +1,172 @@
+//! Reading whole images back: opening, verifying, exporting.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, Manifest, OpenedManifest};
+
+use crate::records::{ImageMetadata, NameRecord};
+use crate::retry::retrying;
+use crate::{Error, ImageName, Store};
+
+/// An image that can be read: its record, manifest and metadata.
+#[derive(Debug)]
+pub struct OpenedImage {
+    /// What the name stands for.
+    pub record: NameRecord,
+    /// The manifest with its keys.
+    pub manifest: OpenedManifest,
+    /// How the image runs.
+    pub metadata: ImageMetadata,
+}
+
+/// Finds an image by name and opens its manifest. Two requests to the store.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Chunk`] without the tenant's key, [`Error::Corrupt`], [`Error::Unavailable`].
+pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &KeyService) -> Result<OpenedImage, Error> {
+    let record = store.read_name(tenant, name)?;
+    let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
+    check(&record, &manifest)?;
+    let manifest = manifest.open(keys)?;
+    let metadata = ImageMetadata::of(&manifest)?;
+    Ok(OpenedImage { record, manifest, metadata })
+}
+
+/// The record is in the clear and could be of another image than the manifest that it names.
+fn check(record: &NameRecord, manifest: &Manifest) -> Result<(), Error> {
+    if record.image_size != manifest.geometry().image_size || record.chunk_count != manifest.chunk_count() as u64 {
+        return Err(Error::corrupt(
+            "a name's record",
+            "it does not agree with the manifest that it names: publish the image again",
+        ));
+    }
+    Ok(())
+}
+
+/// What is wrong with one chunk of an image.
+#[derive(Debug)]
+pub struct Damage {
+    /// Which chunk.
+    pub record: ChunkRecord,
+    /// What is wrong: [`Error::NotFound`] or [`Error::Corrupt`].
+    pub error: Error,
+}
+
+/// What verifying found.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// Chunks that were read.
+    pub chunks: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What is missing or damaged, by slot.
+    pub damage: Vec<Damage>,
+}
+
+/// Reads every chunk of an image and checks length, id and tag. `progress` is told the bytes read so far.
+///
+/// # Errors
+/// [`Error::Unavailable`] and [`Error::Io`]: whether the image is whole is then not known.
+pub fn verify(
+    store: &Store,
+    manifest: &OpenedManifest,
+    threads: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Verified, Error> {
+    let damage = Mutex::new(Vec::new());
+    let bytes = AtomicU64::new(0);
+    each_chunk(manifest, threads, &|record, secret, plaintext| {
+        match read_chunk(store, manifest, record, secret, plaintext) {
+            Ok(()) => {}
+            Err(error @ (Error::NotFound { .. } | Error::Corrupt { .. })) => {
+                damage
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .push(Damage { record: *record, error });
+            }
+            Err(error) => return Err(error),
+        }
+        let length = u64::from(record.stored_length);
+        progress(bytes.fetch_add(length, Ordering::Relaxed) + length);
+        Ok(())
+    })?;
+    let mut damage = damage.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    damage.sort_by_key(|damage| damage.record.slot);
+    Ok(Verified { chunks: manifest.records().len() as u64, bytes: bytes.into_inner(), damage })
+}
+
+/// Writes the whole block image to `path`, which must not exist. Holes stay holes. When it fails, no file is left.
+///
+/// # Errors
+/// [`Error::Corrupt`] and [`Error::NotFound`] for damaged chunks, [`Error::Unavailable`], [`Error::Io`].
+pub fn export(
+    store: &Store,
+    manifest: &OpenedManifest,
+    path: &Path,
+    threads: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
+    let file = File::create_new(path).map_err(Error::io("make", path))?;
+    let bytes = AtomicU64::new(0);
+    let written = file.set_len(manifest.geometry().image_size).map_err(Error::io("extend", path)).and_then(|()| {
+        each_chunk(manifest, threads, &|record, secret, plaintext| {
+            read_chunk(store, manifest, record, secret, plaintext)?;
+            let offset = u64::from(record.slot) * u64::from(manifest.geometry().chunk_size);
+            file.write_all_at(plaintext, offset).map_err(Error::io("write", path))?;
+            let length = u64::from(record.stored_length);
+            progress(bytes.fetch_add(length, Ordering::Relaxed) + length);
+            Ok(())
+        })
+    });
+    let synced = written.and_then(|()| file.sync_all().map_err(Error::io("sync", path)));
+    if synced.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    synced
+}
+
+/// Reads one chunk, verifies it by its id and decrypts it.
+fn read_chunk(
+    store: &Store,
+    manifest: &OpenedManifest,
+    record: &ChunkRecord,
+    secret: &ChunkSecret,
+    plaintext: &mut [u8],
+) -> Result<(), Error> {
+    let ciphertext = retrying(|| store.read_chunk(&record.id, record.stored_length))?;
+    if manifest.suite().id_of(&ciphertext) != record.id {
+        return Err(Error::corrupt(format!("chunk {}", record.id), "its bytes are not those that its id names"));
+    }
+    manifest
+        .suite()
+        .open(secret, &ciphertext, plaintext)
+        .map_err(|_| Error::corrupt(format!("chunk {}", record.id), "its tag does not match"))
+}
+
+/// What is done with a chunk: its record, what opens it, and a buffer of its stored length.
+type ChunkAction<'a> = dyn Fn(&ChunkRecord, &ChunkSecret, &mut [u8]) -> Result<(), Error> + Sync + 'a;
+
+/// Calls `action` for every chunk, with a buffer of its stored length, from several threads; stops at the first error.
+fn each_chunk(manifest: &OpenedManifest, threads: usize, action: &ChunkAction<'_>) -> Result<(), Error> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                let mut buffer = vec![0; manifest.geometry().chunk_size as usize];
+                while let Some(record) = manifest.records().get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (record, secret) = manifest.chunk(record.slot).expect("a record is of a chunk");
+                    if let Err(error) = action(record, secret, &mut buffer[..record.stored_length as usize]) {
+                        next.store(manifest.records().len(), Ordering::Relaxed);
+                        failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}

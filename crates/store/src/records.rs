@@ -1,0 +1,73 @@
+//! What is kept about an image besides its chunks.
+
+use serde::{Deserialize, Serialize};
+use snowmelt_chunk::{ManifestId, OpenedManifest};
+use snowmelt_image::ImageConfig;
+
+use crate::Error;
+
+/// What a name stands for, in the clear.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct NameRecord {
+    /// Version of this record: 1.
+    pub version: u32,
+    /// The manifest's id, 64 hexadecimal digits.
+    pub manifest: String,
+    /// The root that manifest and chunks are in.
+    pub root: String,
+    /// Counts how often the name was published.
+    pub generation: u64,
+    /// Seconds since 1970.
+    pub published_at: u64,
+    /// Where the image came from, as its publisher named it.
+    pub source: String,
+    /// Bytes of the image, holes included.
+    pub image_size: u64,
+    /// Bytes of its stored chunks.
+    pub stored_bytes: u64,
+    /// How many chunks it has.
+    pub chunk_count: u64,
+}
+
+impl NameRecord {
+    /// The manifest's id.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the record does not hold one.
+    pub fn manifest_id(&self) -> Result<ManifestId, Error> {
+        self.manifest
+            .parse()
+            .map_err(|_| Error::corrupt("a name's record", format!("{:?} is no manifest id", self.manifest)))
+    }
+
+    pub(crate) fn decode(subject: &str, bytes: &[u8]) -> Result<Self, Error> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(subject, error.to_string()))?;
+        if record.version != 1 {
+            return Err(Error::corrupt(subject, format!("its version is {}: upgrade snowmelt", record.version)));
+        }
+        record.manifest_id()?;
+        Ok(record)
+    }
+}
+
+/// What is sealed in the manifest with the chunk keys: only who may read the image may see how it runs.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct ImageMetadata {
+    /// How to run it.
+    pub config: ImageConfig,
+    /// Digest of the source's manifest, where it has one.
+    pub source_digest: Option<String>,
+    /// Bytes of all files.
+    pub content_bytes: u64,
+}
+
+impl ImageMetadata {
+    /// Reads the metadata of an opened manifest.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where it is not that of an image.
+    pub fn of(manifest: &OpenedManifest) -> Result<Self, Error> {
+        serde_json::from_slice(manifest.metadata())
+            .map_err(|error| Error::corrupt(format!("the metadata of manifest {}", manifest.id()), error.to_string()))
+    }
+}
