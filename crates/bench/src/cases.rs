@@ -1,0 +1,92 @@
+//! What is measured, one module each, and what they share.
+
+pub(crate) mod cold;
+pub(crate) mod dedup;
+pub(crate) mod memory;
+pub(crate) mod publish;
+pub(crate) mod reads;
+pub(crate) mod suites;
+pub(crate) mod warm;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::Bench;
+use crate::measure;
+
+/// A start of Python that does nothing else.
+pub(crate) const HELLO: [&str; 3] = ["python3", "-c", "print('hello', flush=True)"];
+/// A start that loads a large library.
+pub(crate) const IMPORT_PANDAS: [&str; 3] = ["python3", "-c", "import pandas; print(pandas.__version__, flush=True)"];
+
+impl Bench {
+    /// The binary, with store and keys of its own in `place`, and caches in `cache`.
+    pub(crate) fn snowmelt(&self, place: &Path, cache: &Path) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .env("SNOWMELT_CONFIG", place.join("config.toml"))
+            .env("SNOWMELT_STORE", place.join("store"))
+            .env("SNOWMELT_KEYS_DIR", place.join("keys"))
+            .env("SNOWMELT_STATE_DIR", cache.join("state"))
+            .env("SNOWMELT_CACHE_DIR", cache.join("cache"))
+            .env_remove("SNOWMELT_TENANT");
+        command
+    }
+
+    /// A new place for store and keys.
+    pub(crate) fn place(&self, name: &str) -> Result<PathBuf> {
+        let place = self.path(name);
+        std::fs::create_dir_all(&place)?;
+        std::fs::write(place.join("config.toml"), "")?;
+        Ok(place)
+    }
+
+    /// A place where `numpy` is published; made once for all cases.
+    pub(crate) fn published(&self) -> Result<PathBuf> {
+        let place = self.path("published");
+        if !place.exists() {
+            self.place("published")?;
+            let source = format!("oci:{}:numpy", self.images.layout()?.display());
+            measure::run(self.snowmelt(&place, &self.path("published-cache")).args(["publish", &source, "numpy"]))?;
+        }
+        Ok(place)
+    }
+
+    /// `umoci unpack` of `numpy`, as a bundle that runc runs; made once for all cases.
+    pub(crate) fn unpacked(&self) -> Result<PathBuf> {
+        let bundle = self.path("unpacked");
+        if !bundle.exists() {
+            unpack(&self.images.layout()?, &bundle)?;
+        }
+        Ok(bundle)
+    }
+}
+
+/// Unpacks `numpy` of a layout.
+fn unpack(layout: &Path, bundle: &Path) -> Result<()> {
+    let image = format!("{}:numpy", layout.display());
+    let output = Command::new("umoci").args(["unpack", "--image", &image]).arg(bundle).output()?;
+    anyhow::ensure!(output.status.success(), "umoci unpack: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Makes an unpacked bundle run `command` without a terminal.
+fn set_command(bundle: &Path, command: &[&str]) -> Result<()> {
+    let file = bundle.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let process = config.get_mut("process").context("a bundle has a process")?;
+    process["terminal"] = false.into();
+    process["args"] = command.to_vec().into();
+    std::fs::write(&file, config.to_string())?;
+    Ok(())
+}
+
+/// Apparent size of a file tree, in bytes, each file counted once.
+pub(crate) fn tree_size(directory: &Path) -> Result<u64> {
+    let output =
+        Command::new("du").args(["--summarize", "--apparent-size", "--block-size=1"]).arg(directory).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.split_whitespace().next().context("du prints a number")?.parse()?)
+}

@@ -1,0 +1,73 @@
+//! Warm start: every chunk is in the cache on disk, against runc on a directory that is unpacked already.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+
+use super::{HELLO, IMPORT_PANDAS, set_command};
+use crate::Bench;
+use crate::measure::{self, Samples};
+use crate::report::{Section, ratio, seconds};
+
+pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
+    let place = bench.published()?;
+    let bundle = bench.unpacked()?;
+    let cache = bench.path("warm");
+    let mut section = Section::new(
+        "Warm start",
+        "The same commands when they have run here before: snowmelt with its chunks in the cache on disk, against \
+         `runc run` on the unpacked directory. Ready is the first line of output; whole is until the process has ended \
+         and everything is taken down.",
+        &["command", "until", "runc", "p90", "snowmelt", "p90", "times as long"],
+    );
+    for (name, command) in [("true", ["true", "", ""]), ("hello", HELLO), ("import pandas", IMPORT_PANDAS)] {
+        let command: Vec<_> = command.into_iter().filter(|word| !word.is_empty()).collect();
+        set_command(&bundle, &command)?;
+        let ours = || measure::run(bench.snowmelt(&place, &cache).args(["run", "numpy", "--"]).args(&command));
+        // Both once before, to fill what is kept between runs.
+        measure::run(&mut runc(bench, &bundle))?;
+        ours()?;
+        let mut samples: [Samples; 4] = Default::default();
+        for _ in 0..bench.samples {
+            let plain = measure::run(&mut runc(bench, &bundle))?;
+            let snowmelt = ours()?;
+            for (samples, duration) in
+                samples.iter_mut().zip([plain.first_line, snowmelt.first_line, plain.total, snowmelt.total])
+            {
+                samples.add(duration);
+            }
+        }
+        for (until, pair) in ["ready", "whole"].into_iter().zip(samples.chunks(2)) {
+            let [plain, snowmelt] = pair else { unreachable!("samples come in pairs") };
+            if name == "true" && until == "ready" {
+                continue; // it prints nothing
+            }
+            section.row([
+                name.to_owned(),
+                until.to_owned(),
+                seconds(plain.median()),
+                seconds(plain.p90()),
+                seconds(snowmelt.median()),
+                seconds(snowmelt.p90()),
+                ratio(snowmelt.median(), plain.median()),
+            ]);
+        }
+    }
+    Ok(vec![section])
+}
+
+/// `runc run` of a bundle, under a name that no other run has.
+pub(super) fn runc(bench: &Bench, bundle: &Path) -> Command {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let mut command = Command::new("runc");
+    command
+        .arg("--root")
+        .arg(bench.path("runc"))
+        .args(["run", "--bundle"])
+        .arg(bundle)
+        .arg(format!("snowmelt-bench-{}-{number}", std::process::id()));
+    command
+}
