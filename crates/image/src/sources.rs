@@ -6,6 +6,8 @@
 mod archive;
 pub(crate) mod docker_archive;
 pub(crate) mod documents;
+#[cfg(test)]
+mod fixtures;
 mod local;
 mod oci_layout;
 mod registry;

@@ -102,3 +102,6 @@ impl Source for LocalSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
