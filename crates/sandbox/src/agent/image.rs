@@ -1,0 +1,249 @@
+//! The image of an agent: from its name to a mounted root file system, and back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::mount::{UnmountFlags, unmount};
+use snowmelt_cache::{DiskCache, Tiers};
+use snowmelt_chunk::{KeyService, LocalKeys, OpenedManifest};
+use snowmelt_device::fuse::{self, FuseExport};
+use snowmelt_device::loop_device::{self, LoopDevice};
+use snowmelt_device::{Device, DeviceOptions};
+use snowmelt_image::ImageConfig;
+use snowmelt_store::{ImageMetadata, ImageName, Store, StoreOptions};
+
+use super::protocol::{AgentConfig, OnUnavailable};
+use crate::state::Record;
+use crate::stats::TierLoads;
+use crate::{Cause, Error, Stats};
+
+/// An access log over this is not read: more chunks than an image of 512 GiB has.
+const ACCESS_LOG_LIMIT: u64 = 8 << 20;
+
+/// An image whose manifest and keys are here, and whose chunks are loaded when they are read.
+pub(super) struct Opened {
+    config: ImageConfig,
+    device: Arc<Device>,
+    tiers: Arc<Tiers>,
+    access_log: PathBuf,
+    image_chunks: u64,
+    chunk_size: u32,
+}
+
+/// An image that is mounted.
+pub(super) struct Mounted {
+    opened: Opened,
+    record: Record,
+    // In the order in which they must go: a file system before its device, the device before its file.
+    attached: Attached,
+}
+
+struct Attached {
+    _loop_device: LoopDevice,
+    export: FuseExport,
+}
+
+impl Opened {
+    /// Resolves the record's image and opens its manifest. Nothing of its content is read.
+    pub(super) fn open(config: &AgentConfig, record: &Record, directory: &Path) -> Result<Self, Error> {
+        let failed = |operation: &'static str| {
+            let image = record.image.clone();
+            move |error: snowmelt_store::Error| Error::Image {
+                cause: store_cause(&error),
+                message: format!("{operation} {image}: {}", chain(&error)),
+            }
+        };
+        let name: ImageName = record.image.parse().map_err(failed("find image"))?;
+        let options =
+            StoreOptions { allow_http: config.allow_http, root: config.root.clone(), ..StoreOptions::default() };
+        let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
+        let manifest = open_manifest(&store, config, &name).map_err(failed("open image"))?;
+        let metadata = ImageMetadata::of(&manifest).map_err(failed("open image"))?;
+        let disk = if config.cache_bytes == 0 {
+            None
+        } else {
+            let disk = DiskCache::open(&config.cache_dir, config.cache_bytes);
+            Some(disk.map_err(|source| {
+                Error::io("open the cache", config.cache_dir.display(), std::io::Error::other(source))
+            })?)
+        };
+        let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
+        let access_log = config.cache_dir.join("access").join(manifest.id().to_string());
+        let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
+        let options = DeviceOptions {
+            writable: record.writable,
+            overlay_bytes: config.overlay_bytes,
+            overlay_directory: directory.to_owned(),
+            deadline: config.deadline,
+            on_unavailable: match config.on_unavailable {
+                OnUnavailable::Block => snowmelt_device::OnUnavailable::Block,
+                OnUnavailable::Fail => snowmelt_device::OnUnavailable::Fail,
+            },
+            image_name: Some(name.to_string()),
+            ..DeviceOptions::default()
+        };
+        let device = Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(device_error)?);
+        if config.prefetch {
+            device.prefetch(read_access_log(&access_log));
+        }
+        Ok(Self { config: metadata.config, device, tiers, access_log, image_chunks, chunk_size })
+    }
+
+    pub(super) fn config(&self) -> &ImageConfig {
+        &self.config
+    }
+
+    /// Serves the device as a file in `directory` and mounts that where the record says.
+    pub(super) fn mount(self, directory: &Path, record: &Record) -> Result<Mounted, Error> {
+        let read_only = !record.writable;
+        let export = fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(device_error)?;
+        let device = loop_device::attach(export.file(), read_only, self.device.size_bytes()).map_err(device_error)?;
+        snowmelt_device::mount::mount_ext4(&device, &record.directory, read_only).map_err(device_error)?;
+        Ok(Mounted { opened: self, record: record.clone(), attached: Attached { _loop_device: device, export } })
+    }
+}
+
+impl Mounted {
+    /// Unmounts the root file system. One that is in use stays, unless it is to go `lazily`: then it goes with its last
+    /// user.
+    pub(super) fn unmount_root(&self, lazily: bool) -> Result<(), Error> {
+        let directory = &self.record.directory;
+        let io = |source: rustix::io::Errno| Error::io("unmount", directory.display(), source);
+        match unmount(directory, UnmountFlags::NOFOLLOW) {
+            Err(rustix::io::Errno::BUSY) if lazily => {
+                unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(io)
+            }
+            Err(rustix::io::Errno::BUSY) => Err(Error::Busy { directory: directory.clone() }),
+            // Somebody else unmounted it, by hand.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+            result => result.map_err(io),
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let device = &self.opened.device;
+        let stats = device.stats();
+        let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let loads = stats.loads.iter().zip(&stats.loaded_bytes);
+        Stats {
+            image_bytes: device.size_bytes(),
+            chunk_size: self.opened.chunk_size,
+            image_chunks: self.opened.image_chunks,
+            touched_chunks: stats.touched_chunks,
+            reads: stats.reads,
+            read_bytes: stats.read_bytes,
+            writes: stats.writes,
+            written_bytes: stats.written_bytes,
+            overlay_bytes: stats.overlay_bytes,
+            loads: loads
+                .map(|((tier, chunks), (_, bytes))| TierLoads {
+                    tier: tier.to_string(),
+                    chunks: *chunks,
+                    bytes: *bytes,
+                })
+                .collect(),
+            prefetched: stats.prefetched,
+            failures: stats.failures,
+            retries: stats.retries,
+            stalls: stats.stalls,
+            serve_us: micros(stats.serve_time),
+            queue_us: micros(stats.queue_time),
+            fetch_us: micros(stats.fetch_time),
+            verify_us: micros(stats.verify_time),
+            decrypt_us: micros(stats.decrypt_time),
+            copy_us: micros(stats.copy_time),
+        }
+    }
+
+    /// Takes down what is below the root file system, and keeps what is worth keeping: the chunks that were fetched, and
+    /// which were needed.
+    pub(super) fn close(self) {
+        let Self { opened, attached, .. } = self;
+        // The loop device clears itself when nobody has it open; the file must wait for that, so it goes lazily.
+        drop(attached);
+        write_access_log(&opened.access_log, &opened.device);
+        opened.tiers.flush();
+    }
+}
+
+/// Cuts the connection of the file that an agent serves: whatever waits for it, in the kernel too, gets an error.
+pub(super) fn abort(directory: &Path) {
+    let path = file_path(directory);
+    let _ = unmount(&path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW);
+    let _ = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+}
+
+fn file_path(directory: &Path) -> PathBuf {
+    directory.join("device")
+}
+
+fn open_manifest(
+    store: &Store,
+    config: &AgentConfig,
+    name: &ImageName,
+) -> Result<OpenedManifest, snowmelt_store::Error> {
+    let found = store.read_name(&config.tenant, name)?;
+    let manifest = store.read_manifest(&found.root, &config.tenant, &found.manifest_id()?)?;
+    Ok(manifest.open(&KeyService::Local(LocalKeys::new(&config.keys_dir)))?)
+}
+
+/// The chunks that the last run of this image needed, in the order of need. It is only advice, so anything wrong with it
+/// means none.
+fn read_access_log(path: &Path) -> Vec<u64> {
+    if std::fs::metadata(path).map_or(true, |metadata| metadata.len() > ACCESS_LOG_LIMIT) {
+        return Vec::new();
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn write_access_log(path: &Path, device: &Device) {
+    let chunks: Vec<String> = device.access_log().iter().map(|access| access.index.to_string()).collect();
+    let text = chunks.join("\n") + "\n";
+    if std::fs::read_to_string(path).is_ok_and(|before| before == text) {
+        return;
+    }
+    let next = path.with_extension(std::process::id().to_string());
+    let write = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(&next, text)?;
+        std::fs::rename(&next, path)
+    };
+    if let Err(error) = write() {
+        tracing::warn!(path = %path.display(), %error, "the access log is not kept");
+    }
+}
+
+fn store_cause(error: &snowmelt_store::Error) -> Cause {
+    match error {
+        snowmelt_store::Error::NotFound { .. } => Cause::NotFound,
+        snowmelt_store::Error::Corrupt { .. } => Cause::Corrupt,
+        snowmelt_store::Error::Unavailable { .. } => Cause::Unavailable,
+        _ => Cause::Other,
+    }
+}
+
+fn device_error(error: snowmelt_device::Error) -> Error {
+    let cause = match &error {
+        snowmelt_device::Error::NotFound { .. } => Cause::NotFound,
+        snowmelt_device::Error::Corrupt { .. } => Cause::Corrupt,
+        snowmelt_device::Error::Unavailable { .. } => Cause::Unavailable,
+        _ => Cause::Other,
+    };
+    Error::Image { cause, message: chain(&error) }
+}
+
+/// An error with what caused it, as far as its own message does not say so already.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let message = source.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        next = source.source();
+    }
+    text
+}
