@@ -58,6 +58,8 @@ struct Document {
     rootfs: Option<RootFs>,
 }
 
+// Sets are written as objects with empty values.
+#[allow(clippy::zero_sized_map_values)]
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase")]
 struct Execution {

@@ -141,7 +141,7 @@ impl LayerReader {
     /// What a failed read means. A damaged blob usually shows first as an error of the decoder; if the rest of the blob
     /// then fails its digest, that is the truer message.
     fn explain(&mut self, error: io::Error) -> io::Error {
-        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+        if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) {
             return error;
         }
         let name = self.decoder.name();

@@ -101,9 +101,13 @@ fn choose(subject: &str, mut entries: Vec<Entry>, name: Option<&str>) -> Result<
             let found = entries
                 .iter()
                 .position(|entry| entry.repo_tags.iter().flatten().any(|tag| tag == name || complete(tag) == wanted));
-            found.ok_or_else(|| match names.is_empty() {
-                true => Error::not_found(subject, "the archive's images have no names: leave the name out"),
-                false => Error::not_found(subject, format!("the archive has {}", names.join(", "))),
+            found.ok_or_else(|| {
+                let reason = if names.is_empty() {
+                    "the archive's images have no names: leave the name out".to_owned()
+                } else {
+                    format!("the archive has {}", names.join(", "))
+                };
+                Error::not_found(subject, reason)
             })?
         }
     };

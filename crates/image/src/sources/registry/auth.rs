@@ -92,6 +92,7 @@ mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps)] // It is compared with what `choose` gives.
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
         Some(Challenge::Bearer {
             realm: realm.into(),

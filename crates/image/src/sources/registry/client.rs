@@ -20,6 +20,7 @@ use crate::reference::{host_of, is_loopback};
 use crate::sources::documents::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 
 mod failure;
+use failure::Again;
 pub(super) use failure::{Backoff, Failure, printable};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -279,19 +280,17 @@ impl Client {
             StatusCode::TOO_MANY_REQUESTS => {
                 let hint =
                     if self.credentials == Credentials::Anonymous { "; logging in may raise the limit" } else { "" };
-                Failure::Again(failure::Again {
+                Failure::Again(Again {
                     reason: format!("{host} limits the rate of requests{hint}"),
                     source: None,
                     after: after.map(Duration::from_secs),
                 })
             }
-            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                Failure::Again(failure::Again {
-                    reason: format!("{host} answers {status} {said}").trim_end().to_owned(),
-                    source: None,
-                    after: after.map(Duration::from_secs),
-                })
-            }
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => Failure::Again(Again {
+                reason: format!("{host} answers {status} {said}").trim_end().to_owned(),
+                source: None,
+                after: after.map(Duration::from_secs),
+            }),
             status => {
                 let reason = format!("{host} answers {status} {said}").trim_end().to_owned();
                 Failure::Fatal(Error::unavailable("fetch", subject, reason))
@@ -333,28 +332,32 @@ async fn probe(http: &reqwest::Client, bases: Vec<Url>, subject: &str) -> Result
     let mut backoff = Backoff::new();
     loop {
         let mut last = None;
-        let mut doubtful = None;
+        let mut answered = false;
         for base in &bases {
             let url = base.join("v2/").expect("a constant path joins any base");
             match http.get(url).send().await {
                 // So servers of HTTPS answer plain HTTP.
                 Ok(response) if base.scheme() == "http" && response.status() == StatusCode::BAD_REQUEST => {
-                    doubtful = Some(base);
+                    answered = true;
                 }
                 Ok(_) => return Ok(base.clone()),
                 Err(error) => last = Some(error),
             }
         }
-        match (doubtful, last) {
-            (Some(base), _) => return Ok(base.clone()),
-            (None, Some(error)) => {
-                let Failure::Again(again) = Failure::from_http("the registry does not answer", error) else {
-                    continue;
-                };
-                backoff.wait("reach", subject, again, "is it running?").await?;
-            }
-            (None, None) => return Err(Error::unavailable("reach", subject, "the registry has no address")),
+        let Some(error) = last else {
+            return Err(Error::unavailable("reach", subject, "the registry speaks neither HTTP nor HTTPS"));
+        };
+        let again = Again::from_http("the registry does not answer", error);
+        if answered {
+            let reason = format!("the registry wants HTTPS, and that fails: {}", again.reason);
+            return Err(Error::Unavailable {
+                operation: "reach",
+                subject: subject.to_owned(),
+                reason,
+                source: again.source,
+            });
         }
+        backoff.wait("reach", subject, again, "is it running?").await?;
     }
 }
 

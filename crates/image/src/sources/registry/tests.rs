@@ -4,6 +4,7 @@
 mod misbehaving;
 mod tokens;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::credentials::Credentials;
 use super::open_with;
 use crate::sources::fixtures::proxy::Proxy;
 use crate::sources::fixtures::registry::{PASSWORD, Registry, USER};
@@ -171,8 +173,17 @@ fn a_login_from_dockers_configuration() {
     assert!(error.ends_with(&format!("log in with docker login {}", registry.address)), "{error}");
 }
 
-/// The environment decides where the configuration and helpers are, and belongs to the whole process: so this test runs
-/// itself again, in a process whose environment names the registry.
+/// Runs the test of this name again, in a process with this environment: that belongs to the whole process.
+fn run_again(test: &str, environment: &[(&str, &OsStr)]) {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("sources::registry::tests::{test}")])
+        .envs(environment.iter().copied())
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// The environment decides where the configuration and helpers are, so this test runs itself again.
 #[test]
 fn a_login_from_a_credential_helper() {
     const SOURCE: &str = "SNOWMELT_TEST_HELPER_SOURCE";
@@ -191,14 +202,38 @@ fn a_login_from_a_credential_helper() {
     std::fs::write(&helper, script).unwrap();
     run("chmod", &["755", helper.to_str().unwrap()]);
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "sources::registry::tests::a_login_from_a_credential_helper"])
-        .env(SOURCE, &source)
-        .env("DOCKER_CONFIG", directory.path())
-        .env("PATH", path)
-        .status()
-        .unwrap();
-    assert!(status.success());
+    run_again(
+        "a_login_from_a_credential_helper",
+        &[(SOURCE, source.as_ref()), ("DOCKER_CONFIG", directory.path().as_ref()), ("PATH", path.as_ref())],
+    );
+}
+
+/// Which authorities are trusted is the environment's too.
+#[test]
+fn https_with_a_certificate_that_is_trusted_or_not() {
+    const SOURCE: &str = "SNOWMELT_TEST_HTTPS_SOURCE";
+    if let Ok(source) = std::env::var(SOURCE) {
+        assert_is_the_image(&*open_anonymously(&source).unwrap());
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (file("certificate.pem"), file("key.pem"));
+    let mut arguments = vec!["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    arguments.extend(["-subj", "/CN=test", "-days", "2", "-keyout", &key, "-out", &certificate]);
+    arguments.extend(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]);
+    run("openssl", &arguments);
+    let layout = Layout::create();
+    let registry = Registry::start_https(&certificate, &key);
+    let source = format!("docker://{}/test/image:v1", registry.address);
+    skopeo_copy(&[], &layout.source(), &source);
+    run_again(
+        "https_with_a_certificate_that_is_trusted_or_not",
+        &[(SOURCE, source.as_ref()), ("SSL_CERT_FILE", certificate.as_ref())],
+    );
+    let error = open_anonymously(&source).err().unwrap();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
 }
 
 #[test]
@@ -207,7 +242,6 @@ fn configurations_that_cannot_be_used_say_why() {
         let directory = docker_config(&content);
         super::credentials::find("example.com", Some(directory.path()))
     };
-    use super::credentials::Credentials;
     assert_eq!(find(json!({})).unwrap(), Credentials::Anonymous);
     assert_eq!(find(json!({ "auths": { "example.com": {} } })).unwrap(), Credentials::Anonymous);
     assert_eq!(

@@ -28,7 +28,7 @@ impl Memory {
 }
 
 impl Documents for Memory {
-    fn subject(&self) -> &str {
+    fn subject(&self) -> &'static str {
         "image x"
     }
 

@@ -35,6 +35,12 @@ impl Failure {
     }
 
     pub(crate) fn from_http(reason: &str, error: reqwest::Error) -> Failure {
+        Failure::Again(Again::from_http(reason, error))
+    }
+}
+
+impl Again {
+    pub(crate) fn from_http(reason: &str, error: reqwest::Error) -> Again {
         // Addresses of storage may hold secrets, and the innermost cause says the most.
         let error = error.without_url();
         let mut cause: &dyn std::error::Error = &error;
@@ -42,7 +48,7 @@ impl Failure {
             cause = next;
         }
         let reason = format!("{reason} ({})", printable(&cause.to_string()));
-        Failure::Again(Again { reason, source: Some(Box::new(error)), after: None })
+        Again { reason, source: Some(Box::new(error)), after: None }
     }
 }
 

@@ -12,9 +12,9 @@ use crate::sources::fixtures::read_layer;
 /// A registry that is right except for what `change` makes of the answers for the layer.
 fn layer_server(image: &Image, change: impl Fn(usize, Answer) -> Answer + Send + Sync + 'static) -> Server {
     let (image, asked) = (image.clone(), AtomicUsize::new(0));
-    Server::start(move |request| match image.is_layer(request) {
-        true => change(asked.fetch_add(1, Ordering::SeqCst), image.answer(request)),
-        false => image.answer(request),
+    Server::start(move |request| {
+        let answer = image.answer(request);
+        if image.is_layer(request) { change(asked.fetch_add(1, Ordering::SeqCst), answer) } else { answer }
     })
 }
 

@@ -146,9 +146,9 @@ fn a_redirect_takes_no_login_to_another_host() {
 fn no_redirect_and_no_login_leaves_this_machine_in_the_clear() {
     let image = Image::new();
     let from = image.clone();
-    let registry = Server::start(move |request| match from.is_layer(request) {
-        true => Answer::new(302, "").header("Location", "http://storage.example/x"),
-        false => from.answer(request),
+    let registry = Server::start(move |request| {
+        let elsewhere = Answer::new(302, "").header("Location", "http://storage.example/x");
+        if from.is_layer(request) { elsewhere } else { from.answer(request) }
     });
     let source = open(&registry, None).unwrap();
     let error = message(read_layer(&*source, 0));
