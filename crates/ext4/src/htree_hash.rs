@@ -71,10 +71,10 @@ mod tests {
     }
 
     const VECTORS: &[(&[u8], u32, u32)] = &[
-        (b"a", 0xd5fa7d7a, 0xacb48187),
-        (b"hello", 0x1746da32, 0x420013b5),
-        (b"lost+found", 0x591de422, 0x6ffc56e0),
-        (b"a-name-of-more-than-thirty-two-bytes-in-all.txt", 0x8b71c960, 0x8390ff1f),
-        (b"exactly-thirty-two-bytes-long-ok", 0xfc940c3a, 0xa9d164fb),
+        (b"a", 0xd5fa_7d7a, 0xacb4_8187),
+        (b"hello", 0x1746_da32, 0x4200_13b5),
+        (b"lost+found", 0x591d_e422, 0x6ffc_56e0),
+        (b"a-name-of-more-than-thirty-two-bytes-in-all.txt", 0x8b71_c960, 0x8390_ff1f),
+        (b"exactly-thirty-two-bytes-long-ok", 0xfc94_0c3a, 0xa9d1_64fb),
     ];
 }

@@ -22,7 +22,7 @@ use crate::{DEFAULT_ROOT, Error, ImageName, local};
 /// How to open a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Whether `http://` is allowed; loopback addresses always are. Chunks are verified in any case, but names are not.
+    /// Whether `http://` is allowed. Chunks are verified in any case, but names are not.
     pub allow_http: bool,
     /// The root to publish under and to read from.
     pub root: String,
@@ -82,7 +82,7 @@ impl Store {
         let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
         match parsed.scheme() {
             "https" => {}
-            "http" if options.allow_http || is_loopback(&parsed) => {}
+            "http" if options.allow_http => {}
             "http" => return Err(invalid("it is plain HTTP: use https, or allow it with --allow-http".into())),
             scheme => {
                 return Err(invalid(format!(
@@ -375,15 +375,6 @@ impl Store {
 fn is_root_name(root: &str) -> bool {
     (1..=64).contains(&root.len())
         && root.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
 }
 
 /// The folder that a URL names, absolute; `None` where it names a server.

@@ -104,7 +104,9 @@ fn an_origin_that_does_not_answer_is_unavailable_but_the_disk_still_serves() {
     let sealed = good.put(Suite::Blake3Gcm, 9);
     good.read(Suite::Blake3Gcm, &sealed).unwrap();
     good.tiers.flush();
-    let gone = Arc::new(Store::open("http://127.0.0.1:1/", &StoreOptions::default()).unwrap());
+    let gone = Arc::new(
+        Store::open("http://127.0.0.1:1/", &StoreOptions { allow_http: true, ..StoreOptions::default() }).unwrap(),
+    );
     let disk = DiskCache::open(good.folder.path().join("cache"), 1 << 20).unwrap();
     let tiers = Tiers::new(gone, Some(disk));
     let request = ChunkRequest { id: sealed.id, suite: Suite::Blake3Gcm, secret: &sealed.secret };

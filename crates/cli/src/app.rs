@@ -1,0 +1,66 @@
+//! What commands share: configuration, store, keys, sandboxes.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use snowmelt_chunk::{KeyService, LocalKeys};
+use snowmelt_sandbox::StateDir;
+use snowmelt_store::readback::{OpenedImage, open_image};
+use snowmelt_store::{ImageName, Store, StoreOptions};
+
+use crate::args::GlobalArgs;
+use crate::config::Config;
+
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) json: bool,
+}
+
+impl App {
+    pub(crate) fn new(args: &GlobalArgs) -> Result<Self> {
+        Ok(Self { config: Config::load(args)?, json: args.json })
+    }
+
+    pub(crate) fn store(&self) -> Result<Store> {
+        let options = StoreOptions {
+            allow_http: self.config.allow_http,
+            root: self.config.root.clone(),
+            ..StoreOptions::default()
+        };
+        Ok(Store::open(&self.config.store, &options)?)
+    }
+
+    pub(crate) fn local_keys(&self) -> LocalKeys {
+        LocalKeys::new(&self.config.keys_dir)
+    }
+
+    pub(crate) fn keys(&self) -> KeyService {
+        KeyService::Local(self.local_keys())
+    }
+
+    pub(crate) fn open_image(&self, store: &Store, name: &ImageName) -> Result<OpenedImage> {
+        Ok(open_image(store, &self.config.tenant, name, &self.keys())?)
+    }
+
+    /// The records of sandboxes, after what killed processes left has been removed.
+    pub(crate) fn state(&self) -> Result<StateDir> {
+        let state = StateDir::new(&self.config.state_dir)?;
+        for message in state.cleanup_stale()? {
+            tracing::info!("{message}");
+        }
+        Ok(state)
+    }
+
+    /// Where the figures of an image's last run are kept.
+    pub(crate) fn last_run_path(&self, image: &ImageName) -> PathBuf {
+        // '+' is in no name, so no two names have one file.
+        let file = format!("{}.json", image.to_string().replace('/', "+"));
+        self.config.state_dir.join("last-runs").join(&self.config.tenant).join(file)
+    }
+
+    /// How many chunks are read or written at once: both cores, and enough more to keep a disk or a network busy.
+    pub(crate) fn threads(store: &Store) -> usize {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        if store.is_local() { cores + 2 } else { cores.max(8) }
+    }
+}

@@ -1,0 +1,265 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+use snowmelt_chunk::Suite;
+use snowmelt_image::{Platform, SourceRef};
+use snowmelt_sandbox::{Network, Volume};
+use snowmelt_store::ImageName;
+
+use crate::units::{Size, parse_cpus, parse_memory};
+
+const AFTER_HELP: &str = "\
+Configuration, in rising order: the configuration file (~/.config/snowmelt/config.toml, or --config), the environment \
+(SNOWMELT_STORE, SNOWMELT_TENANT, SNOWMELT_STATE_DIR, SNOWMELT_CACHE_DIR, SNOWMELT_KEYS_DIR), these flags.
+
+Examples:
+  snowmelt publish docker://localhost:5000/python:3.12
+  snowmelt run python:3.12 -it -- python3
+  snowmelt images";
+
+/// Starts any container image in milliseconds without pulling it.
+#[derive(Parser, Debug)]
+#[command(name = "snowmelt", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(clap::Args, Debug)]
+pub(crate) struct GlobalArgs {
+    /// Configuration file.
+    #[arg(long, global = true, value_name = "FILE", env = "SNOWMELT_CONFIG", help_heading = "Global options")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where images are stored: a folder, file:///folder, or an https:// URL to read from.
+    #[arg(long, global = true, value_name = "URL", env = "SNOWMELT_STORE", help_heading = "Global options")]
+    pub(crate) store: Option<String>,
+    /// Whose images and keys.
+    #[arg(long, global = true, value_name = "NAME", env = "SNOWMELT_TENANT", help_heading = "Global options")]
+    pub(crate) tenant: Option<String>,
+    /// Where running sandboxes are recorded.
+    #[arg(long, global = true, value_name = "DIR", env = "SNOWMELT_STATE_DIR", help_heading = "Global options")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Where fetched chunks are kept.
+    #[arg(long, global = true, value_name = "DIR", env = "SNOWMELT_CACHE_DIR", help_heading = "Global options")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Where keys are kept; they are made on first use.
+    #[arg(long, global = true, value_name = "DIR", env = "SNOWMELT_KEYS_DIR", help_heading = "Global options")]
+    pub(crate) keys_dir: Option<PathBuf>,
+    /// Allow a store that is reached by plain HTTP.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) allow_http: bool,
+    /// Print JSON for scripts.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    Publish(PublishArgs),
+    Run(RunArgs),
+    Mount(MountArgs),
+    Unmount(UnmountArgs),
+    Images(ImagesArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
+    Export(ExportArgs),
+    Rm(RmArgs),
+    Du(DuArgs),
+    Completions(CompletionsArgs),
+    /// Serves one sandbox. Started by run and mount.
+    #[command(hide = true)]
+    Agent,
+}
+
+/// Flatten an image, encrypt its chunks and store those that are not there yet.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Sources:
+  docker://[REGISTRY/]NAME[:TAG]   a registry, with the credentials of ~/.docker/config.json
+  oci:DIR[:TAG]                    an OCI image layout
+  docker-archive:FILE[:NAME:TAG]   what `docker save` writes
+  dir:PATH                         a directory that becomes the root file system
+
+Examples:
+  snowmelt publish docker://localhost:5000/python:3.12
+  snowmelt publish oci:./layout:latest tools/python:3.12
+  snowmelt publish docker-archive:image.tar --platform linux/arm64
+  snowmelt publish dir:/srv/rootfs sandbox --free 4GiB")]
+pub(crate) struct PublishArgs {
+    /// Where the image comes from.
+    pub(crate) source: SourceRef,
+    /// What it is called here; taken from the source where it is left out.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: Option<ImageName>,
+    /// Which image of an index, such as linux/arm64; this machine's by default.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    /// Free space in the image for what a container writes. It takes no room in the store.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) free: Size,
+    /// How chunks are encrypted: blake3-gcm or sha256-ctr.
+    #[arg(long, default_value = "blake3-gcm")]
+    pub(crate) suite: Suite,
+    /// Allow plain HTTP to a registry on another machine.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// Run a command in a container of an image, loading what it touches.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The exit code is the command's; 125 where snowmelt failed, 126 where the command cannot be executed, 127 where it does not
+exist, 128 + n where signal n ended it. What the container writes is encrypted and discarded at its end.
+
+Examples:
+  snowmelt run python -- python3 -c 'print(\"hello\")'
+  snowmelt run python -it -- bash
+  snowmelt run tools/build:v2 -v .:/work --workdir /work --memory 2g --cpus 1.5 -- make
+  snowmelt run python --read-only --net none --user nobody --stats -- python3 -m this")]
+pub(crate) struct RunArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+    /// Pass standard input on.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set an environment variable; without a value, to that of this process.
+    #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
+    pub(crate) env: Vec<String>,
+    /// Show a file or directory of this machine in the container.
+    #[arg(short, long, value_name = "HOST:DIR[:ro]", action = ArgAction::Append, value_parser = Volume::parse)]
+    pub(crate) volume: Vec<Volume>,
+    /// Run as this user, by name or number.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Start in this directory; it is made where it is missing.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Mount the root file system read-only.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// The container's network: host or none.
+    #[arg(long, value_name = "host|none", default_value = "host")]
+    pub(crate) net: Network,
+    /// Memory limit, such as 512m.
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
+    pub(crate) memory: Option<u64>,
+    /// Processor limit in cores, such as 1.5.
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// Replace the image's entrypoint.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// The container's host name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Show what the run loaded and how long each step took, on standard error.
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Replaces the image's command.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Mount an image on a directory, loading what is read.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  snowmelt mount python /mnt
+  snowmelt mount python /mnt --rw        what is written is encrypted, and discarded at unmount")]
+pub(crate) struct MountArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+    /// Where.
+    pub(crate) dir: PathBuf,
+    /// Allow writes; they are discarded at unmount.
+    #[arg(long)]
+    pub(crate) rw: bool,
+}
+
+/// Unmount what `mount` mounted.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  snowmelt unmount /mnt")]
+pub(crate) struct UnmountArgs {
+    /// Where it is mounted.
+    pub(crate) dir: PathBuf,
+}
+
+/// List the published images.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  snowmelt images\n  snowmelt images --json | jq -r '.[].name'")]
+pub(crate) struct ImagesArgs {}
+
+/// Show an image: how it runs, its chunks, and what its last run on this machine loaded.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  snowmelt inspect python\n  snowmelt inspect python --json | jq .config.env")]
+pub(crate) struct InspectArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+}
+
+/// Read every chunk of an image from the store and check it.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  snowmelt verify python      exits with 1 where anything is missing or damaged")]
+pub(crate) struct VerifyArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+}
+
+/// Write the raw ext4 image to a file.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  snowmelt export python python.ext4 && mount -o loop python.ext4 /mnt")]
+pub(crate) struct ExportArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+    /// The file to make; it must not exist.
+    pub(crate) file: PathBuf,
+}
+
+/// Remove an image's name, and its manifest where no other name has it.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Running sandboxes of the image go on. Its chunks stay in the store, where other images may share them.
+
+Example:
+  snowmelt rm python:3.11")]
+pub(crate) struct RmArgs {
+    /// Which image.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) image: ImageName,
+}
+
+/// Show what images take in the store, and the cache on this machine.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  snowmelt du\n  snowmelt du --json | jq .cache")]
+pub(crate) struct DuArgs {}
+
+/// Print completions for a shell.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  snowmelt completions bash > /etc/bash_completion.d/snowmelt")]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}

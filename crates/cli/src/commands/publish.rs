@@ -1,0 +1,163 @@
+//! `publish`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use snowmelt_chunk::{DEFAULT_CHUNK_SIZE, Salt, SaltDomain, Scope};
+use snowmelt_image::{
+    FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, flatten,
+    flatten_directory, open,
+};
+use snowmelt_store::{ImageMetadata, ImageName, PublishOptions, PublishProgress, publish as publish_chunks};
+
+use crate::app::App;
+use crate::args::PublishArgs;
+use crate::output;
+use crate::units::{Size, show_duration};
+
+pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
+    let started = Instant::now();
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => default_name(&args.source)?,
+    };
+    let store = app.store()?;
+    let keys = app.local_keys();
+    let salt = Salt::derive(
+        &*keys.salt_secret()?,
+        &SaltDomain { root: store.root().into(), epoch: 0, class: String::new(), scope: Scope::Everyone },
+    );
+    let image = read_source(app, args)?;
+    let reading = started.elapsed();
+
+    let bar = output::bytes_bar("storing", image.size_bytes(), app.json);
+    let progress = |progress: PublishProgress| bar.set_position(progress.done_bytes);
+    let metadata = ImageMetadata {
+        config: image.config().clone(),
+        source_digest: image.source_digest().map(str::to_owned),
+        content_bytes: image.content_bytes(),
+    };
+    let source = args.source.to_string();
+    let options = PublishOptions {
+        tenant: &app.config.tenant,
+        name: &name,
+        source: &source,
+        suite: args.suite,
+        salt: &salt,
+        keys: &app.keys(),
+        threads: App::threads(&store),
+        progress: Some(&progress),
+    };
+    let published = publish_chunks(&image, &metadata, &store, &options)?;
+    bar.finish_and_clear();
+
+    let record = &published.record;
+    let present = (record.chunk_count - published.new_chunks, record.stored_bytes - published.new_bytes);
+    if app.json {
+        output::print_json(&json!({
+            "name": name.to_string(),
+            "manifest": published.manifest.to_string(),
+            "source": source,
+            "image_bytes": record.image_size,
+            "content_bytes": metadata.content_bytes,
+            "chunks": record.chunk_count,
+            "stored_bytes": record.stored_bytes,
+            "new_chunks": published.new_chunks,
+            "new_bytes": published.new_bytes,
+            "present_chunks": present.0,
+            "present_bytes": present.1,
+            "manifest_bytes": published.manifest_bytes,
+            "read_ms": reading.as_millis() as u64,
+            "store_ms": published.chunks_time.as_millis() as u64,
+            "total_ms": started.elapsed().as_millis() as u64,
+        }))?;
+    } else {
+        output::print(&output::pairs(&[
+            ("Published", format!("{name}  ({})", &record.manifest[..12])),
+            ("Size", format!("{} of files, {} with free space", Size(metadata.content_bytes), Size(record.image_size))),
+            ("Chunks", format!("{} ({})", record.chunk_count, Size(record.stored_bytes))),
+            ("New", format!("{} ({})", published.new_chunks, Size(published.new_bytes))),
+            ("Already there", format!("{} ({})", present.0, Size(present.1))),
+            (
+                "Time",
+                format!(
+                    "{} (reading {}, storing {})",
+                    show_duration(started.elapsed()),
+                    show_duration(reading),
+                    show_duration(published.chunks_time)
+                ),
+            ),
+        ]))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens and flattens the source. What it unpacks waits in unlinked files beside the cache, which is on a real disk.
+fn read_source(app: &App, args: &PublishArgs) -> Result<FlatImage> {
+    let spool = &app.config.cache_dir;
+    std::fs::create_dir_all(spool).with_context(|| format!("making the folder {}", spool.display()))?;
+    let bar = output::bytes_bar("reading", 0, app.json);
+    let progress = |progress: Progress| match progress {
+        Progress::LayersTotal { compressed_bytes } => bar.set_length(compressed_bytes),
+        Progress::LayerBytes { read } | Progress::FileBytes { read } => bar.inc(read),
+        _ => {}
+    };
+    let options = FlattenOptions {
+        free_bytes: args.free.0,
+        chunk_size: DEFAULT_CHUNK_SIZE,
+        spool_directory: spool,
+        placement: PlacementKind::Aligned,
+        progress: Some(&progress),
+    };
+    let image = if let SourceRef::Directory { path } = &args.source {
+        flatten_directory(path, ImageConfig::default(), &options)?
+    } else {
+        let open_options = OpenOptions { platform: args.platform.clone(), insecure_http: args.insecure };
+        flatten(&*open(&args.source, &open_options)?, &options)?
+    };
+    bar.finish_and_clear();
+    Ok(image)
+}
+
+/// The name that a source suggests.
+fn default_name(source: &SourceRef) -> Result<ImageName> {
+    let stem = |path: &std::path::Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default()
+    };
+    let suggested = match source {
+        SourceRef::Registry { repository, tag, .. } => {
+            let repository = repository.strip_prefix("library/").unwrap_or(repository);
+            format!("{repository}:{}", tag.as_deref().unwrap_or("latest"))
+        }
+        SourceRef::OciLayout { path, tag } => format!("{}:{}", stem(path), tag.as_deref().unwrap_or("latest")),
+        SourceRef::DockerArchive { path, name } => name.clone().unwrap_or_else(|| stem(path)),
+        SourceRef::Directory { path } => stem(path),
+        _ => bail!("the source {source} suggests no name: give one after it"),
+    };
+    suggested.parse().with_context(|| format!("the source {source} suggests no usable name: give one after it"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sources_suggest_names() {
+        for (source, name) in [
+            ("docker://localhost:5000/a/b:v1", "a/b:v1"),
+            ("docker://debian", "debian:latest"),
+            ("oci:/x/layout", "layout:latest"),
+            ("oci:/x/Layout:v2", "layout:v2"),
+            ("docker-archive:/x/image.tar", "image:latest"),
+            ("docker-archive:/x/image.tar:py:3", "py:3"),
+            ("dir:/x/rootfs/", "rootfs:latest"),
+        ] {
+            assert_eq!(default_name(&source.parse().unwrap()).unwrap().to_string(), name, "{source}");
+        }
+        assert!(default_name(&"dir:/".parse().unwrap()).is_err());
+    }
+}

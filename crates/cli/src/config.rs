@@ -1,0 +1,148 @@
+//! The configuration: file, environment and flags, in rising order.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+use snowmelt_sandbox::{AgentConfig, OnUnavailable};
+use snowmelt_store::DEFAULT_ROOT;
+
+use crate::args::GlobalArgs;
+use crate::units::Size;
+
+/// The configuration file. docs/configuration.md describes every field.
+#[derive(Deserialize, Debug, Default)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    store: Option<String>,
+    root: Option<String>,
+    tenant: Option<String>,
+    state_dir: Option<PathBuf>,
+    cache_dir: Option<PathBuf>,
+    cache_size: Option<Size>,
+    keys_dir: Option<PathBuf>,
+    allow_http: Option<bool>,
+    deadline_ms: Option<u64>,
+    on_unavailable: Option<OnUnavailable>,
+    prefetch: Option<bool>,
+    overlay_size: Option<Size>,
+}
+
+/// What all commands work with.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) store: String,
+    pub(crate) root: String,
+    pub(crate) tenant: String,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) cache_dir: PathBuf,
+    pub(crate) cache_bytes: u64,
+    pub(crate) keys_dir: PathBuf,
+    pub(crate) allow_http: bool,
+    deadline: Duration,
+    on_unavailable: OnUnavailable,
+    prefetch: bool,
+    overlay_bytes: u64,
+}
+
+const DEFAULT_CACHE: Size = Size(10 << 30);
+/// Long enough for an origin that restarts, short enough that a stuck program is noticed.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+/// More than the free space of an image by default, so that the file system is full first and says so.
+const DEFAULT_OVERLAY: Size = Size(8 << 30);
+
+impl Config {
+    /// Reads the file and puts flags (which clap fills from the environment) over it.
+    pub(crate) fn load(args: &GlobalArgs) -> Result<Self> {
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => match config_home().map(|home| home.join("snowmelt/config.toml")) {
+                Some(path) if path.exists() => read_file(&path)?,
+                _ => ConfigFile::default(),
+            },
+        };
+        let data = home_folder("XDG_DATA_HOME", ".local/share").map(|home| home.join("snowmelt"));
+        let cache = home_folder("XDG_CACHE_HOME", ".cache").map(|home| home.join("snowmelt"));
+        let default = |home: &Option<PathBuf>, name: &str, flag: &str| {
+            home.as_ref()
+                .map(|home| home.join(name))
+                .with_context(|| format!("neither HOME nor {flag} is set: say where things are kept with {flag}"))
+        };
+        let store = match args.store.clone().or(file.store) {
+            Some(store) => store,
+            None => default(&data, "store", "--store")?.display().to_string(),
+        };
+        let or_default = |given: Option<PathBuf>, home: &Option<PathBuf>, name: &str, flag: &str| {
+            given.map_or_else(|| default(home, name, flag), Ok)
+        };
+        Ok(Self {
+            store,
+            root: file.root.unwrap_or_else(|| DEFAULT_ROOT.into()),
+            tenant: args.tenant.clone().or(file.tenant).unwrap_or_else(|| "default".into()),
+            state_dir: absolute(or_default(
+                args.state_dir.clone().or(file.state_dir),
+                &state_home(),
+                "snowmelt",
+                "--state-dir",
+            )?)?,
+            cache_dir: absolute(or_default(args.cache_dir.clone().or(file.cache_dir), &cache, "", "--cache-dir")?)?,
+            cache_bytes: file.cache_size.unwrap_or(DEFAULT_CACHE).0,
+            keys_dir: absolute(or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
+            allow_http: args.allow_http || file.allow_http.unwrap_or(false),
+            deadline: file.deadline_ms.map_or(DEFAULT_DEADLINE, Duration::from_millis),
+            on_unavailable: file.on_unavailable.unwrap_or_default(),
+            prefetch: file.prefetch.unwrap_or(true),
+            overlay_bytes: file.overlay_size.unwrap_or(DEFAULT_OVERLAY).0,
+        })
+    }
+
+    /// What agents are given.
+    pub(crate) fn agent(&self) -> Result<AgentConfig> {
+        Ok(AgentConfig {
+            store: self.store.clone(),
+            root: self.root.clone(),
+            allow_http: self.allow_http,
+            tenant: self.tenant.clone(),
+            keys_dir: self.keys_dir.clone(),
+            cache_dir: self.cache_dir.clone(),
+            cache_bytes: self.cache_bytes,
+            deadline: self.deadline,
+            on_unavailable: self.on_unavailable,
+            prefetch: self.prefetch,
+            overlay_bytes: self.overlay_bytes,
+            agent_command: std::env::current_exe().context("finding this program's own file")?,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<ConfigFile> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading the configuration file {}", path.display()))?;
+    match toml::from_str(&text) {
+        Ok(file) => Ok(file),
+        Err(error) => bail!("the configuration file {} has a mistake:\n{error}", path.display()),
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("{} is no path", path.display()))
+}
+
+/// The folder that a variable of the XDG base directory specification names, or its default below HOME.
+fn home_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    set(variable).or_else(|| set("HOME").map(|home| home.join(below_home)))
+}
+
+fn config_home() -> Option<PathBuf> {
+    home_folder("XDG_CONFIG_HOME", ".config")
+}
+
+/// Records of sandboxes are of no use after a restart of the machine.
+fn state_home() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some("/run".into());
+    }
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).or_else(|| home_folder("XDG_STATE_HOME", ".local/state"))
+}
