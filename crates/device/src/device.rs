@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
-use crate::Error;
+use snowmelt_cache::Tiers;
+use snowmelt_chunk::OpenedManifest;
+
 use crate::access_log::Access;
 use crate::buffers::ChunkBuffer;
 use crate::loader::{Found, Loaded, Loader};
@@ -14,6 +16,7 @@ use crate::options::DeviceOptions;
 use crate::overlay::{Overlay, PAGE};
 use crate::reader::ChunkReader;
 use crate::stats::{Counters, Stats};
+use crate::{Error, ImageChunks};
 
 /// A block device whose content is loaded when it is read. All methods may be called from many threads.
 pub struct Device {
@@ -74,6 +77,15 @@ thread_local! {
 }
 
 impl Device {
+    /// A device over a published image, called `options.image_name` or by its manifest's id in messages.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the overlay cannot be made.
+    pub fn new(image: OpenedManifest, tiers: Arc<Tiers>, options: DeviceOptions) -> Result<Self, Error> {
+        let name = options.image_name.clone().unwrap_or_else(|| image.id().to_string());
+        Self::with_reader(Arc::new(ImageChunks::new(name, image, tiers)), options)
+    }
+
     /// A device over any chunks.
     ///
     /// # Errors
@@ -111,7 +123,8 @@ impl Device {
     /// What it did so far.
     pub fn stats(&self) -> Stats {
         let overlay_bytes = self.overlay.as_ref().map_or(0, Overlay::used_bytes);
-        self.counters().read(self.loader.0.log.len(), overlay_bytes)
+        let spent = self.loader.0.reader.spent();
+        self.counters().read(self.loader.0.log.len(), overlay_bytes, spent)
     }
 
     /// The chunks that reads needed, in the order of their first need.

@@ -5,6 +5,7 @@
 //! Only [`Error::Unavailable`] is retried, and only here.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::access_log::AccessLog;
 use crate::buffers::{BufferPool, ChunkBuffer};
 use crate::options::{DeviceOptions, OnUnavailable};
-use crate::reader::{ChunkReader, LoadRequest, Priority};
+use crate::reader::{ChunkReader, LoadRequest, Priority, Tier};
 use crate::resident::{Resident, Streams};
 use crate::stats::Counters;
 use crate::{Error, stall};
@@ -30,7 +31,8 @@ type Waiter = Box<dyn FnOnce(Loaded) + Send>;
 
 /// A chunk on its way.
 pub(crate) struct Flight {
-    waiters: Vec<Waiter>,
+    /// Each read with when it gives up, even where the reader is stuck.
+    waiters: Vec<(Option<Instant>, Waiter)>,
     pub(crate) request: Arc<LoadRequest>,
     pub(crate) since: Instant,
     running: bool,
@@ -42,6 +44,17 @@ pub(crate) struct Flight {
 impl Flight {
     pub(crate) fn readers(&self) -> usize {
         self.waiters.len()
+    }
+
+    /// When the watcher has to look at it next.
+    pub(crate) fn watch_at(&self) -> Instant {
+        self.waiters.iter().filter_map(|(until, _)| *until).fold(self.stall_at, Instant::min)
+    }
+
+    /// Takes the reads that waited for too long.
+    pub(crate) fn take_expired(&mut self, now: Instant) -> Vec<Waiter> {
+        let expired = |(until, _): &mut (Option<Instant>, Waiter)| until.is_some_and(|until| until <= now);
+        self.waiters.extract_if(.., expired).map(|(_, waiter)| waiter).collect()
     }
 }
 
@@ -84,7 +97,7 @@ impl Drop for Loader {
         drop(state);
         self.0.work.notify_all();
         self.0.options.clock.wake();
-        for waiter in flights.into_iter().flat_map(|flight| flight.waiters) {
+        for (_, waiter) in flights.into_iter().flat_map(|flight| flight.waiters) {
             waiter(Err(self.0.closed()));
         }
     }
@@ -164,13 +177,17 @@ impl Loader {
         }
         let fresh = shared.take_off(&mut state, index, Priority::Demand, now);
         let flight = state.flights.get_mut(&index).expect("it has just been made");
-        flight.waiters.push(later());
+        // The loader itself gives up at the deadline, and says why; this is for readers that do not come back.
+        let gives_up = shared.deadline(now).and_then(|deadline| deadline.checked_add(stall::GRACE));
+        flight.waiters.push((gives_up, later()));
+        let watch_at = flight.watch_at();
         if fresh || (flight.request.priority == Priority::Prefetch && !flight.running) {
             if !fresh {
                 flight.request = Arc::new(LoadRequest::new(Priority::Demand, shared.deadline(now)));
             }
             state.demand.push_back(index);
         }
+        shared.watch(&mut state, watch_at);
         let ahead = state.streams.observe(index);
         shared.read_ahead(&mut state, ahead);
         shared.staff(state);
@@ -216,6 +233,16 @@ impl Shared {
         format!("chunk {} of image {}", self.reader.chunk_name(index), self.reader.image())
     }
 
+    /// What reads are told that a reader kept for too long.
+    pub(crate) fn expired(&self, index: u64, tier: Tier) -> Error {
+        let waited = io::Error::new(io::ErrorKind::TimedOut, "the deadline has passed");
+        Error::Unavailable {
+            operation: "read",
+            subject: format!("{} ({tier})", self.subject(index)),
+            source: Some(Arc::new(waited)),
+        }
+    }
+
     fn closed(&self) -> Error {
         Error::Unavailable {
             operation: "read",
@@ -241,19 +268,24 @@ impl Shared {
                 stall_step: stall::FIRST,
             },
         );
+        self.watch(state, stall_at);
+        true
+    }
+
+    /// Sees to it that the watcher looks at that time.
+    fn watch(self: &Arc<Self>, state: &mut State, at: Instant) {
         match state.watched_until {
             None => {
-                state.watched_until = Some(stall_at);
+                state.watched_until = Some(at);
                 stall::spawn_watcher(self);
             }
-            Some(until) if stall_at < until => {
-                state.watched_until = Some(stall_at);
+            Some(until) if at < until => {
+                state.watched_until = Some(at);
                 self.look_again.store(true, Ordering::Release);
                 self.options.clock.wake();
             }
             Some(_) => {}
         }
-        true
     }
 
     fn read_ahead(self: &Arc<Self>, state: &mut State, ahead: Range<u64>) {
@@ -354,7 +386,7 @@ impl Shared {
         };
         drop(state);
         drop(evicted);
-        for waiter in flight.waiters {
+        for (_, waiter) in flight.waiters {
             waiter(loaded.clone());
         }
         self.lock()
@@ -367,7 +399,7 @@ impl Shared {
             let start = Instant::now();
             let result = catch_unwind(AssertUnwindSafe(|| self.reader.read_chunk(index, request, buffer.as_mut())))
                 .unwrap_or_else(|_| {
-                    Err(Error::io("load", self.subject(index), std::io::Error::other("its reader panicked")))
+                    Err(Error::io("load", self.subject(index), io::Error::other("its reader panicked")))
                 });
             let spent = start.elapsed().as_nanos() as u64;
             match result {
@@ -413,9 +445,7 @@ impl Shared {
         let tier = request.tier() as usize;
         self.counters.loads[tier].add(1);
         self.counters.loaded_bytes[tier].add(bytes as u64);
-        self.counters.verify_ns.add(request.verify_ns());
-        self.counters.open_ns.add(request.open_ns());
-        self.counters.fetch_ns.add(spent_ns.saturating_sub(request.verify_ns() + request.open_ns()));
+        self.counters.load_ns.add(spent_ns);
         if request.priority == Priority::Prefetch {
             self.counters.prefetched.add(1);
         }

@@ -45,6 +45,8 @@ impl fmt::Debug for StallObserver {
 /// How a device behaves.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
+    /// How messages call the image; `None` for its manifest's id. Only [`Device::new`](crate::Device::new) uses it.
+    pub image_name: Option<String>,
     /// Whether writes are taken, into the overlay.
     pub writable: bool,
     /// Bytes that the overlay may hold; a write past them fails.
@@ -72,6 +74,7 @@ pub struct DeviceOptions {
 impl Default for DeviceOptions {
     fn default() -> Self {
         Self {
+            image_name: None,
             writable: false,
             overlay_bytes: 1 << 30,
             overlay_directory: std::env::temp_dir(),

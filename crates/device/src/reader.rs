@@ -1,7 +1,7 @@
 //! The seam between a device and where its chunks come from.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use snowmelt_chunk::Geometry;
@@ -32,11 +32,25 @@ pub trait ChunkReader: Send + Sync {
     /// As [`ChunkReader::read_chunk`].
     fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error>;
 
+    /// Time spent so far, summed over threads, where the reader measures it.
+    fn spent(&self) -> Spent {
+        Spent::default()
+    }
+
     /// How messages call the image.
     fn image(&self) -> &str;
 
     /// How messages call the chunk.
     fn chunk_name(&self, index: u64) -> String;
+}
+
+/// Where the time of [`ChunkReader::read_chunk`] went, beside waiting for bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Spent {
+    /// Checking ids.
+    pub verifying: Duration,
+    /// Decrypting, and checking tags.
+    pub decrypting: Duration,
 }
 
 /// Who waits for a chunk.
@@ -88,14 +102,12 @@ pub struct LoadRequest {
     /// When waiting ends; `None` is never.
     pub deadline: Option<Instant>,
     tier: AtomicU8,
-    verify_ns: AtomicU64,
-    open_ns: AtomicU64,
 }
 
 impl LoadRequest {
     /// A load that begins now.
     pub fn new(priority: Priority, deadline: Option<Instant>) -> Self {
-        Self { priority, deadline, tier: AtomicU8::new(0), verify_ns: AtomicU64::new(0), open_ns: AtomicU64::new(0) }
+        Self { priority, deadline, tier: AtomicU8::new(0) }
     }
 
     /// The reader now asks this tier; at the end, the one that answered.
@@ -106,23 +118,5 @@ impl LoadRequest {
     /// The tier that was asked last.
     pub fn tier(&self) -> Tier {
         Tier::ALL[usize::from(self.tier.load(Ordering::Relaxed)).min(Tier::ALL.len() - 1)]
-    }
-
-    /// Time that went into checking the chunk's id.
-    pub fn add_verify(&self, time: Duration) {
-        self.verify_ns.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    /// Time that went into decrypting it, and checking its tag.
-    pub fn add_open(&self, time: Duration) {
-        self.open_ns.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn verify_ns(&self) -> u64 {
-        self.verify_ns.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn open_ns(&self) -> u64 {
-        self.open_ns.load(Ordering::Relaxed)
     }
 }

@@ -1,15 +1,17 @@
-//! Tells the operator when a read waits long: after a second, then at doubling intervals. One thread per device, which sleeps
-//! while nothing is slow.
+//! Tells the operator when a read waits long: after a second, then at doubling intervals; and ends the wait at its deadline,
+//! where a tier does not come back by itself. One thread per device, which sleeps while nothing is slow.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::loader::Shared;
+use crate::loader::{Flight, Shared};
 use crate::options::Stall;
 
 /// When a stall is first reported.
 pub(crate) const FIRST: Duration = Duration::from_secs(1);
+/// How long after the deadline a read whose reader is stuck is told so.
+pub(crate) const GRACE: Duration = Duration::from_millis(50);
 /// How long the watcher sleeps when nothing is on its way; it is woken before.
 const IDLE: Duration = Duration::from_hours(1);
 
@@ -27,9 +29,11 @@ fn watch(shared: &Shared) {
     while !shared.is_stopping() {
         shared.look_again.store(false, Ordering::Release);
         let now = clock.now();
-        let mut stalls = Vec::new();
+        let (mut stalls, mut expired) = (Vec::new(), Vec::new());
         let mut state = shared.lock();
         for (index, flight) in &mut state.flights {
+            let tier = flight.request.tier();
+            expired.extend(flight.take_expired(now).into_iter().map(|waiter| (*index, tier, waiter)));
             if flight.stall_at > now {
                 continue;
             }
@@ -48,7 +52,7 @@ fn watch(shared: &Shared) {
                 flight.stall_step *= 2;
             }
         }
-        let until = state.flights.values().map(|flight| flight.stall_at).min().unwrap_or(now + IDLE);
+        let until = state.flights.values().map(Flight::watch_at).min().unwrap_or(now + IDLE);
         state.watched_until = Some(until);
         drop(state);
         for stall in &stalls {
@@ -64,6 +68,12 @@ fn watch(shared: &Shared) {
             if let Some(observer) = &shared.options.stall_observer {
                 (observer.0)(stall);
             }
+        }
+        for (index, tier, waiter) in expired {
+            let error = shared.expired(index, tier);
+            shared.counters.failures.add(1);
+            tracing::error!(image = shared.reader.image(), error = error.chain(), "a reader gets an I/O error");
+            waiter(Err(error));
         }
         clock.wait_until(until, &|| shared.is_stopping() || shared.look_again.load(Ordering::Acquire));
     }

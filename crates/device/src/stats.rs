@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::reader::Tier;
+use crate::reader::{Spent, Tier};
 
 /// A counter that many threads add to.
 #[derive(Debug, Default)]
@@ -43,9 +43,7 @@ pub(crate) struct Counters {
     pub(crate) stalls: Counter,
     pub(crate) serve_ns: Counter,
     pub(crate) queue_ns: Counter,
-    pub(crate) fetch_ns: Counter,
-    pub(crate) verify_ns: Counter,
-    pub(crate) open_ns: Counter,
+    pub(crate) load_ns: Counter,
     pub(crate) copy_ns: Counter,
 }
 
@@ -103,7 +101,7 @@ impl Stats {
 }
 
 impl Counters {
-    pub(crate) fn read(&self, touched_chunks: u64, overlay_bytes: u64) -> Stats {
+    pub(crate) fn read(&self, touched_chunks: u64, overlay_bytes: u64, spent: Spent) -> Stats {
         let by_tier = |counters: &[Counter; Tier::ALL.len()]| {
             Tier::ALL.iter().zip(counters).map(|(tier, counter)| (*tier, counter.get())).collect()
         };
@@ -124,9 +122,9 @@ impl Counters {
             overlay_bytes,
             serve_time: self.serve_ns.time(),
             queue_time: self.queue_ns.time(),
-            fetch_time: self.fetch_ns.time(),
-            verify_time: self.verify_ns.time(),
-            decrypt_time: self.open_ns.time(),
+            fetch_time: self.load_ns.time().saturating_sub(spent.verifying + spent.decrypting),
+            verify_time: spent.verifying,
+            decrypt_time: spent.decrypting,
             copy_time: self.copy_ns.time(),
         }
     }
