@@ -159,6 +159,7 @@ fn start(file: DeviceFile, connection: OwnedFd) -> io::Result<JoinHandle<io::Res
     // Waiting is done elsewhere, so more threads than cores would only take turns.
     config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4));
     config.clone_fd = true;
+    keep_large_buffers_lazy();
     let session = Session::from_fd(file, connection, SessionACL::All, config)?;
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         if writable {
@@ -166,6 +167,18 @@ fn start(file: DeviceFile, connection: OwnedFd) -> io::Result<JoinHandle<io::Res
         }
         session.run()
     })
+}
+
+/// Every FUSE thread asks for a zeroed buffer of 16 MiB and uses the beginning of it. Mapped, its pages cost nothing until they
+/// are used; but once glibc has seen one such buffer freed it serves the next from the heap and fills it with zeros, which
+/// takes 3 ms and 16 MiB a thread. A threshold that is set stays as it is (mallopt(3), M_MMAP_THRESHOLD).
+#[allow(unsafe_code)]
+fn keep_large_buffers_lazy() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes numbers only, and glibc locks what it changes.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+    }
 }
 
 /// Tells the kernel that this thread, and those that it spawns, serve a disk: memory that they ask for is not got by writing

@@ -69,7 +69,7 @@ fn a_bad_chunk_is_an_error_that_names_it_and_the_next_read_tries_again() {
             assert!(text.contains(part), "{text:?} has no {part:?}");
         }
         bench.read(2).unwrap();
-        let mut across = [0; 2 * CHUNK as usize];
+        let mut across = vec![0; 2 * CHUNK as usize];
         assert!(bench.device.read_at(2 * CHUNK, &mut across).is_err(), "one of two chunks is bad");
     }
     bench.chunks.set_fault(3, None);
