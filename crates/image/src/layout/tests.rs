@@ -41,8 +41,11 @@ fn packages(names: &[&str]) -> Vec<Item> {
     names.iter().flat_map(|name| package(name, files(name))).collect()
 }
 
-/// Digests and stored bytes of the data chunks of an image; and of its files.
-fn chunks(items: &[Item], placement: PlacementKind) -> (BTreeSet<([u8; 32], u64)>, BTreeSet<([u8; 32], u64)>) {
+/// Digests and stored bytes.
+type Units = BTreeSet<([u8; 32], u64)>;
+
+/// The data chunks of an image, and its files.
+fn chunks(items: &[Item], placement: PlacementKind) -> (Units, Units) {
     let image = flatten_with(&MemorySource::of(&[items]), placement).unwrap();
     let mut chunks = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
@@ -59,7 +62,7 @@ fn chunks(items: &[Item], placement: PlacementKind) -> (BTreeSet<([u8; 32], u64)
     (chunks, files)
 }
 
-fn bytes(set: &BTreeSet<([u8; 32], u64)>) -> u64 {
+fn bytes(set: &Units) -> u64 {
     set.iter().map(|(_, bytes)| bytes).sum()
 }
 

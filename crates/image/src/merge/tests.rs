@@ -111,7 +111,10 @@ fn opaque_hides_lower_layers_in_any_order() {
     assert_eq!(listing(&[&lower, &before]), expected);
     assert_eq!(listing(&[&lower, &after]), expected);
     assert_eq!(listing(&[&lower, &between]), expected);
-    assert_eq!(listing(&[&lower, &[marker.clone()], &[file("a/last", 6)]]), ["d /a", "f /a/last 6", "f /b 3"]);
+    assert_eq!(
+        listing(&[&lower, std::slice::from_ref(&marker), &[file("a/last", 6)]]),
+        ["d /a", "f /a/last 6", "f /b 3"]
+    );
     assert_eq!(listing(&[&lower, &[file(".wh..wh..opq", 0)]]), [""; 0]);
 }
 
