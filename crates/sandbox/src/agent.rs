@@ -10,7 +10,7 @@
 mod image;
 pub(crate) mod protocol;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -22,13 +22,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use self::image::{Mounted, Opened};
 use self::protocol::{Answer, Control, Lines, Query, Report, Request, send};
-use crate::identity::ProcessId;
+use crate::identity::{ProcessId, wait_readable};
 use crate::runtime::Runtime;
-use crate::state::Kind;
+use crate::state::{Kind, Leftovers};
 use crate::{Error, StateDir};
 
 /// How long somebody who connected to the socket may take to say what they want.
 const QUERY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long opening and mounting may go on once nobody waits for it.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a killed runtime may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,7 @@ pub fn agent_main() -> u8 {
     let _ = rustix::process::setsid();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     let _ = subscriber.try_init();
     match Agent::start().and_then(Agent::serve) {
         Ok(()) => 0,
@@ -152,6 +155,11 @@ impl Agent {
                 // The thread may be in the kernel, waiting for the file that this process serves. Cutting the file's
                 // connection wakes it with an error.
                 image::abort(directory);
+                if wait_readable(&done, ABANDON_PATIENCE)
+                    && let Ok(Ok(mounted)) = worker.join()
+                {
+                    let _ = mounted.unmount_root(true);
+                }
                 self.kill_container();
                 self.remove_state();
                 return Ok(None);
@@ -224,7 +232,7 @@ impl Agent {
         if self.request.record.kind == Kind::Run && ProcessId::is_alive(&self.request.record.owner) {
             return;
         }
-        if let Err(error) = self.state.dismantle(&self.request.record) {
+        if let Err(error) = self.state.dismantle(&self.request.record, Leftovers::Any) {
             tracing::error!(sandbox = self.request.record.id, %error, "not everything was removed");
         }
     }

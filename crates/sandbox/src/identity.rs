@@ -90,9 +90,9 @@ mod tests {
         let id = ProcessId::of(child.id()).unwrap();
         assert!(!id.wait(Duration::ZERO));
         // A stranger with the same number is left alone.
-        assert!(ProcessId { start_ticks: id.start_ticks + 1, ..id }.kill(Duration::from_secs(60)));
+        assert!(ProcessId { start_ticks: id.start_ticks + 1, ..id }.kill(Duration::from_mins(1)));
         assert!(id.is_alive());
-        assert!(id.kill(Duration::from_secs(60)));
+        assert!(id.kill(Duration::from_mins(1)));
         assert!(!id.is_alive(), "a zombie is not alive");
         child.wait().unwrap();
     }

@@ -24,6 +24,7 @@
 
 mod agent;
 mod agent_process;
+mod cgroups;
 mod error;
 mod identity;
 mod mounts;

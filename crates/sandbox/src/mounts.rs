@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::agent::protocol::{Answer, Lines, Query, Report, send};
 use crate::agent_process::AgentProcess;
-use crate::state::{Kind, Record};
+use crate::state::{Kind, Leftovers, Record};
 use crate::{AgentConfig, Cause, Error, StateDir, Stats};
 
 /// How long an agent may take to end once it has unmounted.
@@ -38,10 +38,10 @@ pub fn mount(
         let reason = format!("{} is mounted there already: unmount it first", record.image);
         return Err(Error::invalid(directory.display().to_string(), reason));
     }
-    let mut record = state.create(Kind::Mount, image, writable, Some(&directory))?;
+    let mut record = state.create(Kind::Mount, image, writable, Some(&directory), None)?;
     let result = start(&mut record, config, state);
     if result.is_err() {
-        let _ = state.dismantle(&record);
+        let _ = state.dismantle(&record, Leftovers::Files);
     }
     result.map(|()| record)
 }
@@ -75,11 +75,11 @@ fn start(record: &mut Record, config: &AgentConfig, state: &StateDir) -> Result<
 /// [`Error::Busy`] if it is in use, and it then stays as it is; [`Error::NotFound`] if nothing of ours is there.
 pub fn unmount(directory: &Path, state: &StateDir) -> Result<Option<Stats>, Error> {
     // An agent that was killed leaves a mount that answers nothing, not even its own name.
-    let stale: Vec<String> = state.cleanup_stale()?;
+    state.cleanup_stale()?;
     let absolute = directory.canonicalize().or_else(|_| std::path::absolute(directory));
     let directory = absolute.map_err(|source| Error::io("resolve", directory.display(), source))?;
     let Some(record) = find(&directory, state)? else {
-        if !stale.is_empty() {
+        if state.has_cleaned(&directory) {
             return Ok(None);
         }
         return Err(Error::NotFound {
@@ -93,7 +93,7 @@ pub fn unmount(directory: &Path, state: &StateDir) -> Result<Option<Stats>, Erro
             if record.agent.is_some_and(|agent| !agent.wait(END_PATIENCE)) {
                 return Err(Error::Unavailable { subject: record.image, reason: "its agent does not end".to_owned() });
             }
-            state.dismantle(&record)?;
+            state.dismantle(&record, Leftovers::Files)?;
             Ok(Some(*stats))
         }
         Answer::Busy => Err(Error::Busy { directory }),

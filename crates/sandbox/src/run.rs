@@ -44,7 +44,7 @@ use crate::identity::ProcessId;
 use crate::oci::{self, CgroupVersion, EtcFiles};
 use crate::root::Root;
 use crate::runtime::{Failure, Runtime};
-use crate::state::{Kind, Record};
+use crate::state::{Kind, Leftovers, Record};
 use crate::{AgentConfig, Error, Network, RunSpec, StateDir, Stats, Timings};
 
 /// How long the agent may take to unmount, once the container is gone.
@@ -94,7 +94,6 @@ fn enter_mount_namespace() -> Result<(), Error> {
 
 struct Run<'a> {
     spec: &'a RunSpec,
-    state: &'a StateDir,
     signals: &'a Signals,
     start: Instant,
     timings: Timings,
@@ -133,9 +132,11 @@ impl<'a> Run<'a> {
         oci::check_limits(spec, cgroups)?;
         check_terminal(spec)?;
         let runtime = Runtime::choose(cgroups, &state.runtime_state())?;
-        let mut sandbox =
-            Sandbox { state, record: state.create(Kind::Run, &spec.image, true, None)?, is_removed: false };
-        sandbox.record.runtime = Some(runtime.clone());
+        let mut sandbox = Sandbox {
+            state,
+            record: state.create(Kind::Run, &spec.image, true, None, Some(&runtime))?,
+            is_removed: false,
+        };
         let directory = state.directory(&sandbox.record.id);
         let bundle = directory.join("bundle");
         for path in [&bundle, &sandbox.record.directory] {
@@ -143,7 +144,7 @@ impl<'a> Run<'a> {
         }
         let mut agent = AgentProcess::start(config, state, &sandbox.record, Stdio::inherit())?;
         sandbox.record.agent = agent.id();
-        let mut timings = Timings { agent_started: start.elapsed(), ..Timings::default() };
+        let timings = Timings { agent_started: start.elapsed(), ..Timings::default() };
         let mut output = Output::default();
         let container = Container::start(&runtime, &sandbox.record.container(), &bundle, spec, &mut output)?;
         if let Some(process) = ProcessId::of(container.process.id()) {
@@ -153,22 +154,7 @@ impl<'a> Run<'a> {
         output.start(start);
         let hostname = hostname(spec, &sandbox.record.id);
         let etc = EtcFiles::write(&bundle, &hostname, spec.network)?;
-        timings.first_output = None;
-        Ok(Self {
-            spec,
-            state,
-            signals,
-            start,
-            timings,
-            cgroups,
-            hostname,
-            runtime,
-            sandbox,
-            agent,
-            container,
-            output,
-            etc,
-        })
+        Ok(Self { spec, signals, start, timings, cgroups, hostname, runtime, sandbox, agent, container, output, etc })
     }
 
     fn finish(mut self) -> Result<RunOutcome, Error> {
@@ -183,7 +169,7 @@ impl<'a> Run<'a> {
         self.timings.exited = self.start.elapsed();
         let stats = self.agent.stop(result.is_ok(), UNMOUNT_PATIENCE);
         self.timings.first_output = self.output.finish();
-        self.sandbox.remove()?;
+        self.sandbox.remove(if result.is_ok() { Leftovers::Files } else { Leftovers::Any })?;
         self.timings.finished = self.start.elapsed();
         Ok(RunOutcome { exit_code: result?, stats, timings: self.timings })
     }
@@ -250,26 +236,8 @@ impl<'a> Run<'a> {
                 return Err(self.agent_died());
             }
             if ready.exit {
-                return self.exit_code(command);
+                return self.container.exit_code(&self.runtime, command, &self.spec.image);
             }
-        }
-    }
-
-    fn exit_code(&mut self, command: &str) -> Result<u8, Error> {
-        let status = self.container.process.wait().map_err(|source| Error::io("wait for", "the runtime", source))?;
-        if let Some(signal) = status.signal() {
-            return Err(self.runtime.failure(&format!("it was killed by signal {signal}")));
-        }
-        let code = u8::try_from(status.code().unwrap_or(255)).unwrap_or(255);
-        if code == 0 {
-            return Ok(0);
-        }
-        let (command, image) = (command.to_owned(), self.spec.image.clone());
-        match Failure::from_log(&self.container.log_text()) {
-            None => Ok(code),
-            Some(Failure::NotFound(reason)) => Err(Error::CommandNotFound { command, image, reason }),
-            Some(Failure::NotExecutable(reason)) => Err(Error::CommandNotExecutable { command, image, reason }),
-            Some(Failure::Other(reason)) => Err(self.runtime.failure(&reason)),
         }
     }
 
@@ -364,6 +332,25 @@ impl Container {
         }
     }
 
+    /// The command's status, once the runtime has ended.
+    fn exit_code(&mut self, runtime: &Runtime, command: &str, image: &str) -> Result<u8, Error> {
+        let status = self.process.wait().map_err(|source| Error::io("wait for", "the runtime", source))?;
+        if let Some(signal) = status.signal() {
+            return Err(runtime.failure(&format!("it was killed by signal {signal}")));
+        }
+        let code = u8::try_from(status.code().unwrap_or(255)).unwrap_or(255);
+        if code == 0 {
+            return Ok(0);
+        }
+        let (command, image) = (command.to_owned(), image.to_owned());
+        match Failure::from_log(&self.log_text()) {
+            None => Ok(code),
+            Some(Failure::NotFound(reason)) => Err(Error::CommandNotFound { command, image, reason }),
+            Some(Failure::NotExecutable(reason)) => Err(Error::CommandNotExecutable { command, image, reason }),
+            Some(Failure::Other(reason)) => Err(runtime.failure(&reason)),
+        }
+    }
+
     fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -377,16 +364,16 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
-    fn remove(&mut self) -> Result<(), Error> {
+    fn remove(&mut self, leftovers: Leftovers) -> Result<(), Error> {
         self.is_removed = true;
-        self.state.dismantle(&self.record)
+        self.state.dismantle(&self.record, leftovers)
     }
 }
 
 impl Drop for Sandbox<'_> {
     fn drop(&mut self) {
         if !self.is_removed {
-            let _ = self.remove();
+            let _ = self.remove(Leftovers::Any);
         }
     }
 }
@@ -407,3 +394,6 @@ fn hostname(spec: &RunSpec, id: &str) -> String {
     let of_host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     (spec.network == Network::Host).then(of_host).flatten().unwrap_or_else(|| id.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,7 +100,7 @@ impl Failure {
             msg: String,
         }
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let message = lines.filter(|line| matches!(line.level.as_str(), "error" | "fatal")).last()?.msg;
+        let message = lines.rev().find(|line| matches!(line.level.as_str(), "error" | "fatal"))?.msg;
         let has = |text: &str| message.contains(text);
         // The wording is Go's (runc) and strerror's (crun); about `exec` only, since mounts fail in the same words.
         let about_command =

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// Everything about one run that is not in the image.
+// Each is a flag of its own on the command line.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, Default)]
 pub struct RunSpec {
     /// `NAME[:TAG]` of a published image.

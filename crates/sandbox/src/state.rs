@@ -14,10 +14,13 @@
 
 mod cleanup;
 
+pub(crate) use self::cleanup::Leftovers;
+
 use std::fs::{DirBuilder, File};
 use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +32,7 @@ use crate::runtime::Runtime;
 /// A sandbox's directory before its record is in it begins with this.
 const UNFINISHED: char = '.';
 /// An unfinished directory of this age belongs to nobody.
-const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+const UNFINISHED_AGE: Duration = Duration::from_mins(1);
 
 /// What a sandbox is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,8 @@ impl Record {
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// Where images were mounted whose agents had been killed and that were unmounted through this or a clone of it.
+    cleaned: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl StateDir {
@@ -97,7 +102,7 @@ impl StateDir {
         builder.recursive(true).mode(0o700);
         builder.create(path).map_err(|source| Error::io("make the state directory", path.display(), source))?;
         let path = path.canonicalize().map_err(|source| Error::io("resolve", path.display(), source))?;
-        Ok(Self { path })
+        Ok(Self { path, cleaned: Arc::default() })
     }
 
     /// Where it is.
@@ -116,6 +121,11 @@ impl StateDir {
         Ok(records)
     }
 
+    /// Whether a cleanup has unmounted an image here, so that it is no mistake to want it unmounted.
+    pub(crate) fn has_cleaned(&self, directory: &Path) -> bool {
+        self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|cleaned| cleaned == directory)
+    }
+
     pub(crate) fn runtime_state(&self) -> PathBuf {
         self.path.join("runtime")
     }
@@ -132,11 +142,12 @@ impl StateDir {
         image: &str,
         writable: bool,
         directory: Option<&Path>,
+        runtime: Option<&Runtime>,
     ) -> Result<Record, Error> {
         let mut bytes = [0; 6];
         let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
         random.map_err(|source| Error::io("read", "/dev/urandom", source))?;
-        let id = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let id = format!("{:012x}", bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte)));
         let owner = ProcessId::own()
             .ok_or_else(|| Error::io("read", "/proc/self/stat", std::io::Error::other("not as expected")))?;
         let record = Record {
@@ -147,7 +158,7 @@ impl StateDir {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
             owner,
             agent: None,
-            runtime: None,
+            runtime: runtime.cloned(),
             id,
         };
         let unfinished = self.path.join(format!("{UNFINISHED}{}", record.id));

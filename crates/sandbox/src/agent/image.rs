@@ -40,7 +40,7 @@ pub(super) struct Mounted {
 
 struct Attached {
     _loop_device: LoopDevice,
-    export: FuseExport,
+    _export: FuseExport,
 }
 
 impl Opened {
@@ -82,7 +82,8 @@ impl Opened {
             image_name: Some(name.to_string()),
             ..DeviceOptions::default()
         };
-        let device = Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(device_error)?);
+        let device =
+            Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
         if config.prefetch {
             device.prefetch(read_access_log(&access_log));
         }
@@ -96,10 +97,17 @@ impl Opened {
     /// Serves the device as a file in `directory` and mounts that where the record says.
     pub(super) fn mount(self, directory: &Path, record: &Record) -> Result<Mounted, Error> {
         let read_only = !record.writable;
-        let export = fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(device_error)?;
-        let device = loop_device::attach(export.file(), read_only, self.device.size_bytes()).map_err(device_error)?;
-        snowmelt_device::mount::mount_ext4(&device, &record.directory, read_only).map_err(device_error)?;
-        Ok(Mounted { opened: self, record: record.clone(), attached: Attached { _loop_device: device, export } })
+        let export =
+            fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(|error| device_error(&error))?;
+        let device = loop_device::attach(export.file(), read_only, self.device.size_bytes())
+            .map_err(|error| device_error(&error))?;
+        snowmelt_device::mount::mount_ext4(&device, &record.directory, read_only)
+            .map_err(|error| device_error(&error))?;
+        Ok(Mounted {
+            opened: self,
+            record: record.clone(),
+            attached: Attached { _loop_device: device, _export: export },
+        })
     }
 }
 
@@ -223,14 +231,14 @@ fn store_cause(error: &snowmelt_store::Error) -> Cause {
     }
 }
 
-fn device_error(error: snowmelt_device::Error) -> Error {
-    let cause = match &error {
+fn device_error(error: &snowmelt_device::Error) -> Error {
+    let cause = match error {
         snowmelt_device::Error::NotFound { .. } => Cause::NotFound,
         snowmelt_device::Error::Corrupt { .. } => Cause::Corrupt,
         snowmelt_device::Error::Unavailable { .. } => Cause::Unavailable,
         _ => Cause::Other,
     };
-    Error::Image { cause, message: chain(&error) }
+    Error::Image { cause, message: chain(error) }
 }
 
 /// An error with what caused it, as far as its own message does not say so already.

@@ -13,12 +13,25 @@ use crate::{Error, RunSpec};
 pub(super) struct Output {
     streams: Vec<(PipeReader, OwnedFd, bool)>,
     copiers: Vec<(JoinHandle<Option<Duration>>, bool)>,
+    /// Takes standard output, for tests.
+    #[cfg(test)]
+    captured: Option<std::fs::File>,
 }
 
 impl Output {
+    #[cfg(test)]
+    pub(super) fn to_file(file: std::fs::File) -> Self {
+        Self { captured: Some(file), ..Self::default() }
+    }
+
     /// Sets the streams of the command that is about to be started.
     pub(super) fn prepare(&mut self, command: &mut Command, spec: &RunSpec) -> Result<(), Error> {
         if spec.tty {
+            return Ok(());
+        }
+        #[cfg(test)]
+        if let Some(file) = self.captured.take() {
+            command.stdout(file);
             return Ok(());
         }
         let io = |source| Error::io("make", "a pipe for the output", source);
@@ -57,7 +70,7 @@ impl Output {
 }
 
 fn copy(mut from: PipeReader, mut to: std::fs::File, since: Instant) -> Option<Duration> {
-    let mut bytes = [0; 64 << 10];
+    let mut bytes = vec![0; 64 << 10];
     let mut first = None;
     loop {
         match from.read(&mut bytes) {

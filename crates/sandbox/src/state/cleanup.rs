@@ -2,13 +2,14 @@
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::{Record, StateDir, UNFINISHED, UNFINISHED_AGE};
-use crate::Error;
+use crate::{Error, cgroups};
 
 impl StateDir {
     /// Removes what killed processes left. Called at the start of each command; costs one directory listing when there
@@ -30,46 +31,87 @@ impl StateDir {
         }
         let mut removed = Vec::new();
         for record in stale {
-            match self.dismantle(&record) {
-                Ok(()) => removed.push(record.id),
+            match self.dismantle(&record, Leftovers::Any) {
+                Ok(()) => {
+                    self.cleaned.lock().unwrap_or_else(PoisonError::into_inner).push(record.directory);
+                    removed.push(record.id);
+                }
                 Err(error) => eprintln!("snowmelt: cannot remove what is left of sandbox {}: {error}", record.id),
             }
         }
         Ok(removed)
     }
 
-    /// Removes a sandbox that no process serves any more, from the outside in: what uses a thing before the thing.
-    pub(crate) fn dismantle(&self, record: &Record) -> Result<(), Error> {
+    /// Removes a sandbox that no process serves any more, from the outside in: what uses a thing before the thing, and
+    /// the record last, so that what could not be removed is found again.
+    pub(crate) fn dismantle(&self, record: &Record, leftovers: Leftovers) -> Result<(), Error> {
         let directory = self.directory(&record.id);
         if let Some(runtime) = &record.runtime {
             runtime.delete(&record.container())?;
-        }
-        unmount_all(&directory, &record.directory)?;
-        detach_loops(&directory);
-        match std::fs::remove_dir_all(&directory) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", directory.display(), source))
+            if leftovers == Leftovers::Any {
+                cgroups::remove(&record.container())?;
             }
-            _ => Ok(()),
         }
+        if leftovers == Leftovers::Any {
+            unmount_all(&directory, &record.directory)?;
+            detach_loops(&directory);
+        }
+        remove_directory(&directory).map_err(|source| Error::io("remove", directory.display(), source))
     }
 
     fn remove_unfinished(&self) {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         for entry in entries.flatten() {
-            let hidden = entry.file_name().as_encoded_bytes().first() == Some(&(UNFINISHED as u8));
+            let (name, path) = (entry.file_name(), entry.path());
+            let name = name.to_string_lossy();
+            let is_id = name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !(name.starts_with(UNFINISHED) || is_id && !path.join("record.json").exists()) {
+                continue;
+            }
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             let age = modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
-            if hidden && age.is_some_and(|age| age > UNFINISHED_AGE) {
-                let _ = std::fs::remove_dir_all(entry.path());
+            if age.is_some_and(|age| age > UNFINISHED_AGE) && unmount_all(&path, &path).is_ok() {
+                let _ = remove_directory(&path);
             }
         }
     }
 }
 
+/// What may be left of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leftovers {
+    /// Its files: its processes ended in order and took down the rest.
+    Files,
+    /// Anything.
+    Any,
+}
+
+/// Removes a sandbox's directory, its record last. None is no error.
+fn remove_directory(directory: &Path) -> std::io::Result<()> {
+    let gone = |result: std::io::Result<()>| match result {
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    let entries = match std::fs::read_dir(directory) {
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name() == "record.json" {
+            continue;
+        }
+        let is_directory = entry.file_type()?.is_dir();
+        gone(if is_directory { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) })?;
+    }
+    gone(std::fs::remove_file(directory.join("record.json")))?;
+    gone(std::fs::remove_dir(directory))
+}
+
 /// Unmounts everything below `directory`, and what a loop device of it shows at `mount_point`; last mounted first.
 fn unmount_all(directory: &Path, mount_point: &Path) -> Result<(), Error> {
-    let path = "/proc/self/mountinfo";
+    // The thread's and not the process's: a run has moved its thread to another mount namespace.
+    let path = "/proc/thread-self/mountinfo";
     let text = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
     let mounts: Vec<Mount> = text.split(|byte| *byte == b'\n').filter_map(Mount::parse).collect();
     for mount in mounts.iter().rev() {

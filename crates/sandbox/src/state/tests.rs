@@ -12,7 +12,7 @@ fn dead() -> ProcessId {
 fn records_come_back_as_they_went() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path().join("a/b")).unwrap();
-    let mut record = state.create(Kind::Run, "image:tag", true, None).unwrap();
+    let mut record = state.create(Kind::Run, "image:tag", true, None, None).unwrap();
     assert_eq!(record.directory, state.path().join(&record.id).join("root"));
     assert_eq!(state.list().unwrap(), [record.clone()]);
     record.agent = ProcessId::own();
@@ -26,18 +26,18 @@ fn records_come_back_as_they_went() {
 fn what_no_process_owns_is_removed_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
-    let alive = state.create(Kind::Run, "alive", true, None).unwrap();
-    let mut stale = state.create(Kind::Run, "stale", true, None).unwrap();
+    let alive = state.create(Kind::Run, "alive", true, None, None).unwrap();
+    let mut stale = state.create(Kind::Run, "stale", true, None, None).unwrap();
     stale.owner = dead();
     stale.agent = Some(dead());
     state.update(&stale).unwrap();
     // A mount outlives its maker as long as its agent runs.
-    let mut mount = state.create(Kind::Mount, "mount", false, Some(Path::new("/nowhere"))).unwrap();
+    let mut mount = state.create(Kind::Mount, "mount", false, Some(Path::new("/nowhere")), None).unwrap();
     mount.owner = dead();
     mount.agent = ProcessId::own();
     state.update(&mount).unwrap();
     // A mount whose agent died is stale even if its maker (a long-lived process) is alive.
-    let mut orphan = state.create(Kind::Mount, "orphan", false, Some(Path::new("/nowhere"))).unwrap();
+    let mut orphan = state.create(Kind::Mount, "orphan", false, Some(Path::new("/nowhere")), None).unwrap();
     orphan.agent = Some(dead());
     state.update(&orphan).unwrap();
     std::fs::create_dir(directory.path().join("stranger")).unwrap();
@@ -60,7 +60,7 @@ fn what_no_process_owns_is_removed_and_nothing_else() {
 fn mounts_below_a_stale_sandbox_are_unmounted() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
-    let mut stale = state.create(Kind::Run, "stale", true, None).unwrap();
+    let mut stale = state.create(Kind::Run, "stale", true, None, None).unwrap();
     stale.owner = dead();
     state.update(&stale).unwrap();
     let root = state.directory(&stale.id).join("root");
