@@ -99,16 +99,16 @@ fn writes_to_a_writable_mount_stay_out_of_the_image() {
 fn file_capabilities_work_for_unprivileged_users() {
     let world = World::new();
     let rootfs = world.path("rootfs");
-    for directory in ["bin", "proc", "dev", "sys", "etc", "tmp"] {
+    for directory in ["bin", "capable", "proc", "dev", "sys", "etc", "tmp"] {
         std::fs::create_dir_all(rootfs.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
-    std::fs::copy("/bin/busybox", rootfs.join("bin/capable")).unwrap();
+    std::fs::copy("/bin/busybox", rootfs.join("capable/busybox")).unwrap();
     std::os::unix::fs::symlink("busybox", rootfs.join("bin/sh")).unwrap();
-    tool("setcap", &["cap_net_raw+ep", rootfs.join("bin/capable").to_str().unwrap()]);
+    tool("setcap", &["cap_net_raw+ep", rootfs.join("capable/busybox").to_str().unwrap()]);
     world.snowmelt(["publish", &format!("dir:{}", rootfs.display()), "capable"]).success();
     let run = world
-        .snowmelt(["run", "capable", "--user", "1000", "--", "/bin/capable", "grep", "CapEff", "/proc/self/status"])
+        .snowmelt(["run", "capable", "--user", "1000", "--", "/capable/busybox", "grep", "CapEff", "/proc/self/status"])
         .success();
     assert!(run.stdout().contains("0000000000002000"), "{}", run.stdout());
 }

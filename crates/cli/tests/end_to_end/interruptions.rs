@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::world::{World, finish, is_mount_point, read_until, test_image, wait};
+use crate::world::{World, finish, is_mount_point, is_running, read_until, test_image, wait, wait_until};
 
 /// Processes of this world whose command line has `word`.
 fn processes_with(world: &World, word: &str) -> Vec<i32> {
@@ -20,8 +20,12 @@ fn processes_with(world: &World, word: &str) -> Vec<i32> {
         .collect()
 }
 
-fn kill_now(pid: i32) {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+/// Kills processes and waits until they are gone: the signal is sent at once, but dying takes the kernel a moment.
+fn kill_now(pids: &[i32]) {
+    for pid in pids {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
+    }
+    wait_until("killed processes are gone", || pids.iter().all(|pid| !is_running(*pid)));
 }
 
 #[test]
@@ -44,7 +48,7 @@ fn a_killed_agent_ends_its_container_with_an_error_and_leaves_nothing() {
     let output = read_until(&mut child, "ready");
     let agents = processes_with(&world, "agent");
     assert!(!agents.is_empty(), "an agent serves the image");
-    agents.into_iter().for_each(kill_now);
+    kill_now(&agents);
     // What was read stays in the kernel's memory, so the command may go on; it must end when it is told to.
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     std::thread::sleep(Duration::from_millis(200));
@@ -61,7 +65,7 @@ fn a_mount_whose_agent_was_killed_is_cleared_away() {
     let mounted = world.mount("small", &[]);
     let agents = processes_with(&world, "agent");
     assert!(!agents.is_empty(), "an agent serves the mount");
-    agents.into_iter().for_each(kill_now);
+    kill_now(&agents);
     world.run(&[], &["true"]).success();
     assert!(!is_mount_point(&mounted), "the dead mount is gone");
     let again = world.mount("small", &[]);

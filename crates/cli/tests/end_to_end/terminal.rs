@@ -27,7 +27,8 @@ fn expect(world: &World, script: &str) {
         };
     }
     let output = command.output().expect("expect is installed by scripts/setup");
-    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
 }
 
 const EXIT_CODE: &str = "
@@ -64,6 +65,7 @@ fn the_terminals_size_is_the_callers_and_follows_it() {
         &format!(
             "set stty_init \"rows 31 columns 97\"
             spawn $snowmelt run small -it -- sh
+            expect -re {{[#$] }}
             send \"stty size\\r\"
             expect \"31 97\"
             stty rows 40 columns 120 < $spawn_out(slave,name)

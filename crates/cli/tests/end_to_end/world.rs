@@ -332,6 +332,11 @@ fn mount_points() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether a process exists and has not ended.
+pub fn is_running(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid)
+}
+
 fn is_zombie(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
