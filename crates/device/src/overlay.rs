@@ -60,7 +60,8 @@ impl Overlay {
     pub(crate) fn new(image: &str, directory: &Path, budget_bytes: u64) -> Result<Self, Error> {
         let file = unnamed_file(directory).map_err(|error| Error::path("make an overlay in", directory, error))?;
         let mut secret = Zeroizing::new([0; 32]);
-        aws_lc_rs::rand::fill(secret.as_mut())
+        // The system's generator: that of aws-lc takes 40 ms to seed itself at its first use.
+        getrandom::fill(secret.as_mut())
             .map_err(|_| Error::io("make a key for", "the overlay", io::Error::other("no random bytes")))?;
         let key = UnboundCipherKey::new(&AES_256, secret.as_ref()).and_then(EncryptingKey::ctr);
         Ok(Self {
@@ -290,7 +291,7 @@ fn unnamed_file(directory: &Path) -> io::Result<File> {
     match options.clone().custom_flags(libc::O_TMPFILE).open(directory) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {
             let mut unique = [0; 16];
-            aws_lc_rs::rand::fill(&mut unique).map_err(|_| io::Error::other("no random bytes"))?;
+            getrandom::fill(&mut unique).map_err(|_| io::Error::other("no random bytes"))?;
             let path = directory.join(format!(".overlay-{:032x}", u128::from_le_bytes(unique)));
             unique.zeroize();
             let file = options.create_new(true).open(&path)?;

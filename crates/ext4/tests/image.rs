@@ -132,7 +132,7 @@ fn the_kernel_reads_everything_back() {
     assert_eq!(attributes["user.large"].len(), 2 * 3000);
     assert_eq!(attributes["user.empty"], "");
     assert_eq!(attributes["trusted.overlay.opaque"], "79");
-    let expected: String = everything().nodes[12].xattrs[1].1.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = common::hex(&everything().nodes[12].xattrs[1].1);
     assert_eq!(attributes["system.posix_acl_access"], expected);
     assert_eq!(get_attributes(&root.join("bin"))["security.capability"].len(), 40);
 

@@ -14,6 +14,7 @@ pub(crate) fn content_byte(node: NodeId, offset: u64) -> u8 {
     (offset.wrapping_mul(0x9e37_79b9) >> 13) as u8 ^ (offset >> 12) as u8 ^ node.0 as u8
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the shape that plans ask for")]
 pub(crate) fn content(node: NodeId, offset: u64, buf: &mut [u8]) -> Result<(), std::io::Error> {
     for (at, byte) in buf.iter_mut().enumerate() {
         *byte = content_byte(node, offset + at as u64);
@@ -105,7 +106,7 @@ impl Image {
     pub(crate) fn digest(&self) -> String {
         let mut hash = Sha256::new();
         std::io::copy(&mut File::open(&self.path).unwrap(), &mut hash).unwrap();
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 
@@ -128,4 +129,9 @@ impl Drop for Mount {
 pub(crate) fn run(command: &mut Command) {
     let out = command.output().unwrap();
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

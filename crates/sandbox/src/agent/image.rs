@@ -80,6 +80,8 @@ impl Opened {
                 OnUnavailable::Fail => snowmelt_device::OnUnavailable::Fail,
             },
             image_name: Some(name.to_string()),
+            // Without prefetch nothing is loaded but what is touched.
+            read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
             ..DeviceOptions::default()
         };
         let device =
