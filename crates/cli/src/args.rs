@@ -121,6 +121,7 @@ Examples:
   snowmelt run python -it -- bash
   snowmelt run tools/build:v2 -v .:/work --workdir /work --memory 2g --cpus 1.5 -- make
   snowmelt run python --read-only --net none --user nobody --stats -- python3 -m this")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own on the command line")]
 pub(crate) struct RunArgs {
     /// Which image.
     #[arg(value_name = "NAME[:TAG]")]

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::args::{Args, Command};
 
 /// Runs one command; an error has printed nothing yet.
-pub(crate) fn execute(args: Args) -> Result<ExitCode> {
+pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     if let Command::Completions(completions) = &args.command {
         clap_complete::generate(completions.shell, &mut Args::command(), "snowmelt", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);

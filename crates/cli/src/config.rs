@@ -48,7 +48,7 @@ pub(crate) struct Config {
 
 const DEFAULT_CACHE: Size = Size(10 << 30);
 /// Long enough for an origin that restarts, short enough that a stuck program is noticed.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
 /// More than the free space of an image by default, so that the file system is full first and says so.
 const DEFAULT_OVERLAY: Size = Size(8 << 30);
 
@@ -80,15 +80,15 @@ impl Config {
             store,
             root: file.root.unwrap_or_else(|| DEFAULT_ROOT.into()),
             tenant: args.tenant.clone().or(file.tenant).unwrap_or_else(|| "default".into()),
-            state_dir: absolute(or_default(
+            state_dir: absolute(&or_default(
                 args.state_dir.clone().or(file.state_dir),
                 &state_home(),
                 "snowmelt",
                 "--state-dir",
             )?)?,
-            cache_dir: absolute(or_default(args.cache_dir.clone().or(file.cache_dir), &cache, "", "--cache-dir")?)?,
+            cache_dir: absolute(&or_default(args.cache_dir.clone().or(file.cache_dir), &cache, "", "--cache-dir")?)?,
             cache_bytes: file.cache_size.unwrap_or(DEFAULT_CACHE).0,
-            keys_dir: absolute(or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
+            keys_dir: absolute(&or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
             allow_http: args.allow_http || file.allow_http.unwrap_or(false),
             deadline: file.deadline_ms.map_or(DEFAULT_DEADLINE, Duration::from_millis),
             on_unavailable: file.on_unavailable.unwrap_or_default(),
@@ -125,8 +125,8 @@ fn read_file(path: &Path) -> Result<ConfigFile> {
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf> {
-    std::path::absolute(&path).with_context(|| format!("{} is no path", path.display()))
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }
 
 /// The folder that a variable of the XDG base directory specification names, or its default below HOME.

@@ -25,13 +25,21 @@ fn main() -> ExitCode {
     // Fails only where another subscriber is set, and here none is.
     let _ = subscriber.try_init();
     let is_run = matches!(args.command, Command::Run(_));
-    commands::execute(args).unwrap_or_else(|error| {
+    commands::execute(&args).unwrap_or_else(|error| {
         // Where standard error is closed there is nobody to tell.
-        let _ = writeln!(std::io::stderr(), "snowmelt: {error:#}");
+        let _ = writeln!(std::io::stderr(), "snowmelt: {}", message(&error));
         let own_fault = if is_run { 125 } else { 1 };
         let code = error
             .downcast_ref::<snowmelt_sandbox::Error>()
             .map_or(own_fault, |error| if is_run { error.exit_code() } else { 1 });
         ExitCode::from(code)
+    })
+}
+
+/// An error with its causes. Libraries put the cause into their message where it tells something; it is not said twice.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
 }

@@ -1,5 +1,6 @@
 //! The figures of a run: shown with `--stats`, and kept for `inspect` and `du`.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -109,8 +110,8 @@ pub(crate) fn save(app: &App, image: &ImageName, figures: &Value) -> Result<()> 
     let path = app.last_run_path(image);
     let folder = path.parent().context("the path of a last run has a folder")?;
     std::fs::create_dir_all(folder)?;
-    let draft = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&draft, figures)?;
+    let mut draft = tempfile::NamedTempFile::new_in(folder)?;
+    draft.write_all(figures.to_string().as_bytes())?;
     draft.persist(&path)?;
     Ok(())
 }
