@@ -23,12 +23,6 @@ impl Section {
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
-
-    /// Adds a paragraph under the table's introduction.
-    pub(crate) fn say(&mut self, text: &str) {
-        self.text.push_str("\n\n");
-        self.text.push_str(text);
-    }
 }
 
 /// The whole page.
@@ -52,9 +46,6 @@ impl Page {
     pub(crate) fn add(&mut self, section: &Section) {
         let Self(text) = self;
         let _ = write!(text, "\n## {}\n\n{}\n\n", section.title, section.text);
-        if section.columns.is_empty() {
-            return;
-        }
         let _ = writeln!(text, "| {} |", section.columns.join(" | "));
         let rules: Vec<_> =
             section.columns.iter().enumerate().map(|(index, _)| if index == 0 { "---" } else { "---:" }).collect();

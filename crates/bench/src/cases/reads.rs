@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::Bench;
 use crate::measure::{self, Samples};
@@ -174,19 +175,50 @@ fn read_at_random(root: &Path, files: &[LargeFile]) -> Result<f64> {
 
 /// Where the time of a read goes, as the device's own example measures it.
 fn parts_of_a_read(bench: &Bench) -> Result<Vec<Section>> {
-    let example = bench.examples.join("read_bench");
-    if !example.exists() {
-        return Ok(Vec::new());
-    }
-    let output = Command::new(example).output()?;
+    let output = Command::new(bench.examples.join("read_bench")).output().context("the example `read_bench`")?;
     ensure!(output.status.success(), "read_bench: {}", String::from_utf8_lossy(&output.stderr));
-    let mut section = Section::new(
+    let report: Value = serde_json::from_slice(&output.stdout).context("the example's report")?;
+    let mut parts = Section::new(
         "Where the time of a read goes",
-        "Measured by `cargo run --release -p snowmelt-device --example read_bench`: the device without a store.",
-        &[],
+        "By `cargo run --release -p snowmelt-device --example read_bench`: the block device alone, its sealed chunks in \
+         memory, read through FUSE and loop with `blake3-gcm`. Per read that reaches the device; chunks load beside one \
+         another and ahead of reads, so the parts may add up to more than the time served. `kernel` is the rest of the \
+         caller's time. In order is 128 KiB at a time past the page cache; `resident` are blocks of decrypted chunks.",
+        &["read", "kernel", "served", "queue", "fetch", "verify", "decrypt", "copy"],
     );
-    section.say(&format!("```text\n{}\n```", String::from_utf8_lossy(&output.stdout).trim_end()));
-    Ok(vec![section])
+    for (name, case) in [
+        ("in order, 128 KiB", "sequential_128k_direct"),
+        ("random 4 KiB, resident", "random_4k_resident"),
+        ("random 4 KiB, anywhere", "random_4k_everywhere"),
+    ] {
+        let split = &report["blake3-gcm"][case]["split"];
+        let mut cells = vec![name.to_owned()];
+        for part in ["kernel_us", "serve_us", "queue_us", "fetch_us", "verify_us", "decrypt_us", "copy_us"] {
+            let time = split[part].as_f64().with_context(|| format!("no `{case}/{part}` in {report}"))?;
+            cells.push(format!("{time:.1} us"));
+        }
+        parts.row(cells);
+    }
+    let mut steps = Section::new(
+        "Where the time of a mount goes",
+        "Medians, by the same example: making the device, exporting it by FUSE, attaching the loop device, mounting ext4, \
+         and the way back.",
+        &["step", "time"],
+    );
+    for (name, step) in [
+        ("device", "device"),
+        ("export by FUSE", "fuse"),
+        ("attach loop", "loop"),
+        ("mount ext4", "ext4"),
+        ("unmount ext4", "unmount"),
+        ("detach loop", "detach"),
+        ("end FUSE", "fuse_unmount"),
+    ] {
+        let time =
+            report["blake3-gcm"]["mount_us"][step].as_f64().with_context(|| format!("no `{step}` in {report}"))?;
+        steps.row([name.to_owned(), seconds(time / 1e6)]);
+    }
+    Ok(vec![parts, steps])
 }
 
 fn path_text(path: &Path) -> Result<&str> {
