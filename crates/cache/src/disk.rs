@@ -171,7 +171,7 @@ impl DiskCache {
             if used <= target {
                 break;
             }
-            if fs::remove_file(&file.path).is_ok() {
+            if file.evictable && fs::remove_file(&file.path).is_ok() {
                 used -= file.length;
             }
         }
@@ -188,11 +188,18 @@ impl DiskCache {
             for entry in entries.flatten() {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let used_at = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                if is_abandoned_draft(&entry.file_name()) {
+                let drafted = draft(&entry.file_name());
+                if drafted == Some(Draft::Abandoned) {
                     let _ = fs::remove_file(entry.path());
                     continue;
                 }
-                files.push(CachedFile { path: entry.path(), length: metadata.len(), used_at });
+                // What is being written counts, and is not for eviction: its writer would not find it again.
+                files.push(CachedFile {
+                    path: entry.path(),
+                    length: metadata.len(),
+                    used_at,
+                    evictable: drafted.is_none(),
+                });
             }
         }
         Ok(files)
@@ -203,13 +210,21 @@ struct CachedFile {
     path: PathBuf,
     length: u64,
     used_at: SystemTime,
+    evictable: bool,
 }
 
-/// A draft whose process is gone.
-fn is_abandoned_draft(name: &std::ffi::OsStr) -> bool {
-    name.to_str()
-        .and_then(|name| name.strip_prefix(".draft-")?.split_once('-'))
-        .is_some_and(|(process, _)| !Path::new("/proc").join(process).exists())
+/// A file that is being written under a draft's name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draft {
+    /// By a process that lives.
+    Live,
+    /// By one that is gone.
+    Abandoned,
+}
+
+fn draft(name: &std::ffi::OsStr) -> Option<Draft> {
+    let (process, _) = name.to_str()?.strip_prefix(".draft-")?.split_once('-')?;
+    Some(if Path::new("/proc").join(process).exists() { Draft::Live } else { Draft::Abandoned })
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! The path of a chunk: disk, then origin.
 
-use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -53,6 +52,41 @@ pub struct Tiers {
     disk: Option<Arc<DiskCache>>,
     counters: Counters,
     keeper: Option<Keeper>,
+    scratch: Scratch,
+}
+
+/// Buffers for ciphertext from the disk, one for each core: more threads than that would only take turns, and each fresh
+/// buffer costs more to touch than to decrypt.
+#[derive(Debug)]
+struct Scratch {
+    free: Mutex<Vec<Vec<u8>>>,
+    returned: Condvar,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { free: Mutex::new(vec![Vec::new(); cores]), returned: Condvar::new() }
+    }
+
+    /// Waits for a buffer and calls `action` with `length` bytes of it.
+    fn with<T>(&self, length: usize, action: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = loop {
+            match free.pop() {
+                Some(buffer) => break buffer,
+                None => free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        drop(free);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let result = action(&mut buffer[..length]);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        self.returned.notify_one();
+        result
+    }
 }
 
 impl Tiers {
@@ -60,7 +94,7 @@ impl Tiers {
     pub fn new(store: Arc<Store>, disk: Option<DiskCache>) -> Self {
         let disk = disk.map(Arc::new);
         let keeper = disk.clone().map(Keeper::start);
-        Self { store, disk, counters: Counters::default(), keeper }
+        Self { store, disk, counters: Counters::default(), keeper, scratch: Scratch::new() }
     }
 
     /// Reads a chunk and decrypts it into `plaintext`, which has the chunk's stored length. One try at each tier.
@@ -85,14 +119,8 @@ impl Tiers {
 
     /// Whether the disk gave the chunk whole. A damaged copy is dropped, so that the origin's takes its place.
     fn read_from_disk(&self, request: &ChunkRequest<'_>, plaintext: &mut [u8]) -> bool {
-        thread_local! {
-            /// Used again by each read of the thread: fresh memory is slow to touch.
-            static CIPHERTEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
         let Some(disk) = &self.disk else { return false };
-        CIPHERTEXT.with_borrow_mut(|buffer| {
-            buffer.resize(buffer.len().max(plaintext.len()), 0);
-            let ciphertext = &mut buffer[..plaintext.len()];
+        self.scratch.with(plaintext.len(), |ciphertext| {
             if !disk.get(&request.id, ciphertext) {
                 return false;
             }

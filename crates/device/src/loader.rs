@@ -125,7 +125,7 @@ impl Loader {
             buffers: BufferPool::new(chunk_bytes, capacity),
             state: Mutex::new(State {
                 resident: Resident::new(capacity),
-                streams: Streams::new(read_ahead),
+                streams: Streams::new(read_ahead, options.read_ahead_after),
                 flights: HashMap::new(),
                 demand: VecDeque::new(),
                 prefetch: VecDeque::new(),

@@ -61,6 +61,9 @@ pub struct DeviceOptions {
     pub memory_bytes: u64,
     /// How many chunks a sequential reader is read ahead of; 0 turns reading ahead off.
     pub read_ahead_chunks: u64,
+    /// How many steps from chunk to chunk a reader takes before it counts as sequential. More where an access log says what
+    /// will be read, since read-ahead then mostly loads what is never used.
+    pub read_ahead_after: u64,
     /// How many chunks are loaded at once, at most. Each takes a thread while it is loaded.
     pub most_loads: usize,
     /// How many of these may be prefetches.
@@ -82,6 +85,7 @@ impl Default for DeviceOptions {
             on_unavailable: OnUnavailable::default(),
             memory_bytes: 32 << 20,
             read_ahead_chunks: 8,
+            read_ahead_after: 1,
             most_loads: 32,
             most_prefetches: 8,
             stall_observer: None,

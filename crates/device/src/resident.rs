@@ -64,6 +64,7 @@ pub(crate) struct Streams {
     recent: u64,
     clock: u64,
     most: u64,
+    after: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,15 +72,17 @@ struct Stream {
     /// The chunk that continues it; 0 for an unused entry, since nothing continues into chunk 0.
     next: u64,
     window: u64,
+    /// Steps from chunk to chunk so far.
+    steps: u64,
     /// The first chunk that was not asked for yet.
     ahead: u64,
     used: u64,
 }
 
 impl Streams {
-    /// Looks ahead at most `most` chunks; 0 turns it off.
-    pub(crate) fn new(most: u64) -> Self {
-        Self { followed: [Stream::default(); 8], recent: u64::MAX, clock: 0, most }
+    /// Looks ahead at most `most` chunks, from the step number `after` from chunk to chunk on; a `most` of 0 turns it off.
+    pub(crate) fn new(most: u64, after: u64) -> Self {
+        Self { followed: [Stream::default(); 8], recent: u64::MAX, clock: 0, most, after }
     }
 
     /// A read of the chunk; returns the chunks to have ready. The window doubles with each step from chunk to chunk: 2, 4, 8…
@@ -91,8 +94,12 @@ impl Streams {
         self.clock += 1;
         if let Some(stream) = self.followed.iter_mut().find(|stream| stream.next == index && index != 0) {
             stream.next = index + 1;
-            stream.window = (stream.window * 2).min(self.most);
             stream.used = self.clock;
+            stream.steps += 1;
+            if stream.steps < self.after {
+                return 0..0;
+            }
+            stream.window = (stream.window * 2).min(self.most);
             let wanted = stream.ahead.max(index + 1)..index + 1 + stream.window;
             stream.ahead = stream.ahead.max(wanted.end);
             return wanted;
@@ -102,7 +109,7 @@ impl Streams {
             return 0..0;
         }
         let oldest = self.followed.iter_mut().min_by_key(|stream| stream.used).expect("there are eight");
-        *oldest = Stream { next: index + 1, window: 1, ahead: index + 1, used: self.clock };
+        *oldest = Stream { next: index + 1, window: 1, steps: 0, ahead: index + 1, used: self.clock };
         0..0
     }
 }
@@ -126,15 +133,22 @@ mod tests {
     }
 
     #[test]
+    fn a_patient_device_waits_for_more_steps() {
+        let mut streams = Streams::new(8, 3);
+        let wanted: Vec<_> = [0, 1, 2, 3, 4].map(|index| streams.observe(index)).into();
+        assert_eq!(wanted, [0..0, 0..0, 0..0, 4..6, 6..9]);
+    }
+
+    #[test]
     fn a_sequential_reader_gets_a_growing_window() {
-        let mut streams = Streams::new(8);
+        let mut streams = Streams::new(8, 1);
         let wanted: Vec<_> = [0, 0, 1, 1, 2, 3, 4].map(|index| streams.observe(index)).into();
         assert_eq!(wanted, [0..0, 0..0, 2..4, 0..0, 4..7, 7..12, 12..13]);
     }
 
     #[test]
     fn readers_side_by_side_are_told_apart() {
-        let mut streams = Streams::new(4);
+        let mut streams = Streams::new(4, 1);
         for step in 0..3 {
             let (near, far) = (streams.observe(10 + step), streams.observe(90 + step));
             assert_eq!(near.is_empty(), step == 0, "{near:?}");
@@ -144,7 +158,7 @@ mod tests {
 
     #[test]
     fn random_reads_want_nothing() {
-        let mut streams = Streams::new(8);
+        let mut streams = Streams::new(8, 1);
         for index in [5, 900, 17, 3, 60, 1_000, 2, 44, 5, 900] {
             assert!(streams.observe(index).is_empty());
         }

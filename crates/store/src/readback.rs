@@ -21,6 +21,8 @@ pub struct OpenedImage {
     pub manifest: OpenedManifest,
     /// How the image runs.
     pub metadata: ImageMetadata,
+    /// The store, at the root that the image's chunks are in.
+    pub store: Store,
 }
 
 /// Finds an image by name and opens its manifest. Two requests to the store.
@@ -33,7 +35,8 @@ pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &KeyServi
     check(&record, &manifest)?;
     let manifest = manifest.open(keys)?;
     let metadata = ImageMetadata::of(&manifest)?;
-    Ok(OpenedImage { record, manifest, metadata })
+    let store = store.at_root(&record.root)?;
+    Ok(OpenedImage { record, manifest, metadata, store })
 }
 
 /// The record is in the clear and could be of another image than the manifest that it names.

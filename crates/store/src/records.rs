@@ -46,6 +46,7 @@ impl NameRecord {
             return Err(Error::corrupt(subject, format!("its version is {}: upgrade snowmelt", record.version)));
         }
         record.manifest_id()?;
+        crate::store::check_root(&record.root).map_err(|error| Error::corrupt(subject, error.to_string()))?;
         Ok(record)
     }
 }

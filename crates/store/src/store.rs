@@ -52,7 +52,8 @@ pub struct Store {
     folder: Option<PathBuf>,
     url: String,
     root: String,
-    runtime: OnceLock<Runtime>,
+    /// Shared by all roots of one store: connections live in it.
+    runtime: Arc<OnceLock<Runtime>>,
 }
 
 impl fmt::Debug for Store {
@@ -69,12 +70,7 @@ impl Store {
     /// [`Error::Invalid`] for URLs that cannot be used. Nothing is read yet.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(format!("the store {url:?} cannot be used: {why}"));
-        if !is_root_name(&options.root) {
-            return Err(Error::Invalid(format!(
-                "{:?} is not a root's name: 1 to 64 of a-z, 0-9 and '-'",
-                options.root
-            )));
-        }
+        check_root(&options.root)?;
         if let Some(folder) = folder_of(url).map_err(invalid)? {
             let objects = LocalFileSystem::new().with_fsync(true);
             return Ok(Self::over(Arc::new(objects), Some(folder), url, options));
@@ -104,12 +100,27 @@ impl Store {
     }
 
     fn over(objects: Arc<dyn ObjectStore>, folder: Option<PathBuf>, url: &str, options: &StoreOptions) -> Self {
-        Self { objects, folder, url: url.into(), root: options.root.clone(), runtime: OnceLock::new() }
+        Self { objects, folder, url: url.into(), root: options.root.clone(), runtime: Arc::default() }
     }
 
     /// A store over any `object_store`, for tests that inject faults.
     pub fn over_objects(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> Self {
         Self::over(objects, None, "memory:", options)
+    }
+
+    /// The same store with another root to publish under and to read chunks from: that of a name's record.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where that is no root's name.
+    pub fn at_root(&self, root: &str) -> Result<Self, Error> {
+        check_root(root)?;
+        Ok(Self {
+            objects: Arc::clone(&self.objects),
+            folder: self.folder.clone(),
+            url: self.url.clone(),
+            root: root.into(),
+            runtime: Arc::clone(&self.runtime),
+        })
     }
 
     /// The URL it was opened with.
@@ -372,9 +383,13 @@ impl Store {
     }
 }
 
-fn is_root_name(root: &str) -> bool {
-    (1..=64).contains(&root.len())
-        && root.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+/// Roots are parts of paths.
+pub(crate) fn check_root(root: &str) -> Result<(), Error> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=64).contains(&root.len()) && root.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{root:?} is not a root's name: 1 to 64 of a-z, 0-9 and '-'")))
 }
 
 /// The folder that a URL names, absolute; `None` where it names a server.

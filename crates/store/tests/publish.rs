@@ -235,3 +235,15 @@ fn export_does_not_overwrite() {
     assert!(export(&place.store, &image.manifest, &path, 2, &|_| {}).is_err());
     assert_eq!(fs::read(&path).unwrap(), b"precious");
 }
+
+#[test]
+fn an_image_of_another_root_is_read_from_there() {
+    let place = place();
+    let other = place.store.at_root("other").unwrap();
+    let elsewhere = Place { store: other, ..place };
+    elsewhere.publish("a", &Source::new(noise(8)), Suite::default()).unwrap();
+    let Place { folder, keys, .. } = elsewhere;
+    let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
+    let image = open_image(&store, "default", &"a".parse().unwrap(), &keys).unwrap();
+    assert!(verify(&image.store, &image.manifest, 2, &|_| {}).unwrap().damage.is_empty());
+}

@@ -81,7 +81,8 @@ pub(crate) fn verify(app: &App, args: &VerifyArgs) -> Result<ExitCode> {
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
     let bar = output::bytes_bar("verifying", image.record.stored_bytes, app.json);
-    let verified = readback::verify(&store, &image.manifest, App::threads(&store), &|bytes| bar.set_position(bytes))?;
+    let verified =
+        readback::verify(&image.store, &image.manifest, App::threads(&store), &|bytes| bar.set_position(bytes))?;
     bar.finish_and_clear();
     let whole = verified.damage.is_empty();
     for damage in &verified.damage {
@@ -131,7 +132,7 @@ pub(crate) fn export(app: &App, args: &ExportArgs) -> Result<ExitCode> {
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
     let bar = output::bytes_bar("exporting", image.record.stored_bytes, app.json);
-    readback::export(&store, &image.manifest, &args.file, App::threads(&store), &|bytes| bar.set_position(bytes))
+    readback::export(&image.store, &image.manifest, &args.file, App::threads(&store), &|bytes| bar.set_position(bytes))
         .with_context(|| format!("exporting {} to {}", args.image, args.file.display()))?;
     bar.finish_and_clear();
     if app.json {

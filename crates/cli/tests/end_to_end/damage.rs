@@ -71,7 +71,9 @@ fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
     assert!(names_one_of(&verified.stderr, &victims), "{}", verified.stderr);
 
     // Whole again at the origin: whole again for the next reader, nothing wrong was kept.
-    victims.iter().for_each(|victim| damage(victim));
+    for victim in &victims {
+        damage(victim);
+    }
     world.run(&[], &["sh", "-c", READ_MANY]).success();
     world.snowmelt(["verify", "small"]).success();
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::{KeyService, LocalKeys, OpenedManifest};
+use snowmelt_chunk::{KeyService, LocalKeys};
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::loop_device::{self, LoopDevice};
 use snowmelt_device::{Device, DeviceOptions};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::{ImageMetadata, ImageName, Store, StoreOptions};
+use snowmelt_store::readback::{OpenedImage, open_image};
+use snowmelt_store::{ImageName, Store, StoreOptions};
 
 use super::protocol::{AgentConfig, OnUnavailable};
 use crate::state::Record;
@@ -57,8 +58,9 @@ impl Opened {
         let options =
             StoreOptions { allow_http: config.allow_http, root: config.root.clone(), ..StoreOptions::default() };
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
-        let manifest = open_manifest(&store, config, &name).map_err(failed("open image"))?;
-        let metadata = ImageMetadata::of(&manifest).map_err(failed("open image"))?;
+        let keys = KeyService::Local(LocalKeys::new(&config.keys_dir));
+        let OpenedImage { manifest, metadata, store, .. } =
+            open_image(&store, &config.tenant, &name, &keys).map_err(failed("open image"))?;
         let disk = if config.cache_bytes == 0 {
             None
         } else {
@@ -69,6 +71,7 @@ impl Opened {
         };
         let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
         let access_log = config.cache_dir.join("access").join(manifest.id().to_string());
+        let recorded = if config.prefetch { read_access_log(&access_log) } else { Vec::new() };
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
             writable: record.writable,
@@ -82,13 +85,12 @@ impl Opened {
             image_name: Some(name.to_string()),
             // Without prefetch nothing is loaded but what is touched.
             read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
+            read_ahead_after: if recorded.is_empty() { 1 } else { 3 },
             ..DeviceOptions::default()
         };
         let device =
             Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
-        if config.prefetch {
-            device.prefetch(read_access_log(&access_log));
-        }
+        device.prefetch(recorded);
         Ok(Self { config: metadata.config, device, tiers, access_log, image_chunks, chunk_size })
     }
 
@@ -185,16 +187,6 @@ pub(super) fn abort(directory: &Path) {
 
 fn file_path(directory: &Path) -> PathBuf {
     directory.join("device")
-}
-
-fn open_manifest(
-    store: &Store,
-    config: &AgentConfig,
-    name: &ImageName,
-) -> Result<OpenedManifest, snowmelt_store::Error> {
-    let found = store.read_name(&config.tenant, name)?;
-    let manifest = store.read_manifest(&found.root, &config.tenant, &found.manifest_id()?)?;
-    Ok(manifest.open(&KeyService::Local(LocalKeys::new(&config.keys_dir)))?)
 }
 
 /// The chunks that the last run of this image needed, in the order of need. It is only advice, so anything wrong with it

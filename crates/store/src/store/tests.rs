@@ -114,7 +114,14 @@ fn manifests_and_records_that_were_changed_are_noticed() {
     let path = folder.path().join(Store::name_path("t", &name));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let good = serde_json::to_string(&record(1)).unwrap();
-    for bytes in ["", "{}", "null", &good.replace("\"version\":1", "\"version\":2"), &good.replace("0707", "07zz")] {
+    for bytes in [
+        "",
+        "{}",
+        "null",
+        &good.replace("\"version\":1", "\"version\":2"),
+        &good.replace("0707", "07zz"),
+        &good.replace("\"main\"", "\"../x\""),
+    ] {
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(store.read_name("t", &name), Err(Error::Corrupt { .. })), "{bytes}");
     }
