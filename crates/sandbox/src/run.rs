@@ -289,6 +289,7 @@ impl Container {
             command.process_group(0);
         }
         output.prepare(&mut command, spec)?;
+        signals::unblock_in(&mut command);
         let process = command.spawn().map_err(|source| Error::io("run", runtime.program.display(), source))?;
         drop(command);
         let pid = Pid::from_child(&process);

@@ -1,6 +1,8 @@
 //! Signals that a run passes on, read from a descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -51,6 +53,15 @@ impl Signals {
         let number = i32::try_from(info.ssi_signo).ok()?;
         Some(Received { number, from_kernel: info.ssi_code == SI_KERNEL })
     }
+}
+
+/// Has the command begin with no signal blocked. It would inherit our mask, runc gives what it inherits to the container, and
+/// there a blocked SIGUSR1 never arrives.
+#[allow(unsafe_code)]
+pub(super) fn unblock_in(command: &mut Command) {
+    let unblock = || SigSet::empty().thread_set_mask().map_err(std::io::Error::from);
+    // SAFETY: between fork and exec this calls only pthread_sigmask, which is async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
 }
 
 impl AsFd for Signals {
