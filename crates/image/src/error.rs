@@ -96,7 +96,7 @@ impl Error {
     }
 }
 
-/// For readers, whose errors must be `io::Error`; [`Error::from_read`] is the way back.
+/// For readers, whose errors must be `io::Error`; `Error::from_read` is the way back.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let kind = match &error {
