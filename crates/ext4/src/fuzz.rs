@@ -1,6 +1,6 @@
-//! Turns arbitrary bytes into a tree, a placement and options, and plans them.
+//! Arbitrary bytes as what this crate is given from outside: a tree, a placement and options to plan; a device to look into.
 
-use crate::{Kind, Node, NodeId, Options, Placement, Plan, Segment, Timestamp, Tree};
+use crate::{Kind, Node, NodeId, Options, Owned, Placement, Plan, Segment, Timestamp, Tree, owners};
 
 struct Bytes<'a>(&'a [u8]);
 
@@ -72,4 +72,38 @@ pub fn fuzz_plan(input: &[u8]) {
         });
         assert!(read.is_ok());
     }
+}
+
+/// Asks whose blocks of a device are, every byte of which is taken from `input`.
+pub fn fuzz_owners(input: &[u8]) {
+    if input.is_empty() {
+        return;
+    }
+    // The superblock is what it must be, so that more than that is looked at.
+    let mut superblock = [0; 1024];
+    for (byte, input) in superblock.iter_mut().zip(input) {
+        *byte = *input;
+    }
+    superblock[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+    superblock[0x18..0x1c].copy_from_slice(&[2, 0, 0, 0]);
+    let mut read = |offset: u64, buf: &mut [u8]| {
+        if (offset, buf.len()) == (1024, 1024) {
+            buf.copy_from_slice(&superblock);
+            return true;
+        }
+        for (at, byte) in (offset..).zip(buf.iter_mut()) {
+            *byte = input[(at / 4096 * 577 + at % 4096) as usize % input.len()];
+        }
+        input[offset as usize % input.len()] != 0xff
+    };
+    let ranges = [4096..8192, 8192..40960, 0..4096, 65536..131_072, 16384..20480, (1 << 40)..(1 << 40) + 8192];
+    let owned = owners(&ranges, &mut read);
+    // Whatever the device says: every byte has one owner.
+    let bytes = |range: &std::ops::Range<u64>| range.end - range.start;
+    let (mut asked, mut answered) = (0, 0);
+    ranges.iter().for_each(|range| asked += bytes(range));
+    for Owned::File { range, .. } | Owned::Other { range } in &owned {
+        answered += bytes(range);
+    }
+    assert_eq!(asked, answered);
 }

@@ -39,6 +39,7 @@ mod geometry;
 mod htree_hash;
 mod inode;
 mod le;
+mod owners;
 mod plan;
 mod superblock;
 mod tree;
@@ -46,6 +47,7 @@ mod validate;
 mod xattr;
 
 pub use error::Error;
+pub use owners::{Owned, ReadDevice, owners};
 pub use plan::{Content, Plan, Run, RunSource, Sink};
 pub use tree::{Kind, Node, NodeId, Options, Placement, Segment, Timestamp, Tree};
 

@@ -7,7 +7,7 @@ use std::fs;
 
 use common::{Image, content, options, place};
 use proptest::prelude::*;
-use snowmelt_ext4::{Kind, Node, NodeId, Plan, RunSource, Segment, Timestamp, Tree};
+use snowmelt_ext4::{Kind, Node, NodeId, Owned, Plan, RunSource, Segment, Timestamp, Tree};
 
 fn kinds() -> impl Strategy<Value = Kind> {
     let segments = proptest::collection::vec((0_u64..4, 1_u64..5), 0..8);
@@ -103,6 +103,41 @@ proptest! {
         }
     }
 
+    /// Where all of the device was read, every block of every file is found to be its, and nothing else is.
+    #[test]
+    fn blocks_are_found_to_be_their_files(tree in trees()) {
+        let image = Image::write(&tree, &options());
+        let device = std::fs::File::open(&image.path).unwrap();
+        let mut read = |offset: u64, buf: &mut [u8]| std::os::unix::fs::FileExt::read_exact_at(&device, buf, offset).is_ok();
+        let mut found = 0;
+        let all = 0..image.plan.size_bytes();
+        let mut at = 0;
+        for owned in snowmelt_ext4::owners(std::slice::from_ref(&all), &mut read) {
+            match owned {
+                Owned::Other { range } => {
+                    prop_assert_eq!(range.start, at);
+                    at = range.end;
+                }
+                Owned::File { inode, range } => {
+                    let node = NodeId(inode - 11 + 1);
+                    let mut bytes = [0; 4096];
+                    for offset in range.clone().step_by(4096) {
+                        std::os::unix::fs::FileExt::read_exact_at(&device, &mut bytes, at).unwrap();
+                        let Kind::File { size, .. } = tree.nodes[node.0 as usize].kind else { panic!("{node:?} is no file") };
+                        let within = size.saturating_sub(offset).min(4096) as usize;
+                        let mut expected = [0; 4096];
+                        common::content(node, offset, &mut expected[..within]).unwrap();
+                        prop_assert_eq!(&bytes[..], &expected[..]);
+                        at += 4096;
+                        found += 1;
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(at, all.end);
+        prop_assert_eq!(found, place(&tree).blocks);
+    }
+
     #[test]
     fn the_plan_does_not_depend_on_anything_but_the_tree(tree in trees()) {
         let image = |_| Image::write(&tree, &options()).digest();
@@ -116,6 +151,11 @@ proptest! {
     #[test]
     fn hostile_trees_give_errors(input in proptest::collection::vec(any::<u8>(), 0..600)) {
         snowmelt_ext4::fuzz::fuzz_plan(&input);
+    }
+
+    #[test]
+    fn hostile_devices_have_owners(input in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        snowmelt_ext4::fuzz::fuzz_owners(&input);
     }
 }
 
