@@ -80,6 +80,11 @@ impl DiskCache {
         true
     }
 
+    /// Whether a chunk of this stored length is here.
+    pub fn contains(&self, id: &ChunkId, length: u64) -> bool {
+        fs::metadata(self.path(id)).is_ok_and(|found| found.len() == length)
+    }
+
     /// Drops a chunk, because it is damaged.
     pub fn remove(&self, id: &ChunkId) {
         // Its room stays reserved until the next eviction counts: too little is kept for a while, never too much.
@@ -96,7 +101,7 @@ impl DiskCache {
         if length > self.budget_bytes {
             return Ok(false);
         }
-        if fs::metadata(&path).is_ok_and(|found| found.len() == length) {
+        if self.contains(id, length) {
             return Ok(true);
         }
         self.reserve(length)?;

@@ -1,7 +1,7 @@
 //! The path of a chunk: disk, then origin.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -52,41 +52,6 @@ pub struct Tiers {
     disk: Option<Arc<DiskCache>>,
     counters: Counters,
     keeper: Option<Keeper>,
-    scratch: Scratch,
-}
-
-/// Buffers for ciphertext from the disk, one for each core: more threads than that would only take turns, and each fresh
-/// buffer costs more to touch than to decrypt.
-#[derive(Debug)]
-struct Scratch {
-    free: Mutex<Vec<Vec<u8>>>,
-    returned: Condvar,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { free: Mutex::new(vec![Vec::new(); cores]), returned: Condvar::new() }
-    }
-
-    /// Waits for a buffer and calls `action` with `length` bytes of it.
-    fn with<T>(&self, length: usize, action: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffer = loop {
-            match free.pop() {
-                Some(buffer) => break buffer,
-                None => free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
-            }
-        };
-        drop(free);
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        }
-        let result = action(&mut buffer[..length]);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        self.returned.notify_one();
-        result
-    }
 }
 
 impl Tiers {
@@ -94,20 +59,28 @@ impl Tiers {
     pub fn new(store: Arc<Store>, disk: Option<DiskCache>) -> Self {
         let disk = disk.map(Arc::new);
         let keeper = disk.clone().map(Keeper::start);
-        Self { store, disk, counters: Counters::default(), keeper, scratch: Scratch::new() }
+        Self { store, disk, counters: Counters::default(), keeper }
     }
 
-    /// Reads a chunk and decrypts it into `plaintext`, which has the chunk's stored length. One try at each tier.
+    /// Reads a chunk and decrypts it into `plaintext`, which has the chunk's stored length. One try at each tier; `asks` is
+    /// told which, before it is asked.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where the origin does not answer, [`Error::Lost`] where no tier has a good copy,
     /// [`Error::Sealed`]. `plaintext` then holds nothing of use.
-    pub fn read_chunk(&self, request: &ChunkRequest<'_>, plaintext: &mut [u8]) -> Result<Tier, Error> {
+    pub fn read_chunk(
+        &self,
+        request: &ChunkRequest<'_>,
+        plaintext: &mut [u8],
+        asks: &dyn Fn(Tier),
+    ) -> Result<Tier, Error> {
+        asks(Tier::Disk);
         if self.read_from_disk(request, plaintext) {
             return Ok(Tier::Disk);
         }
+        asks(Tier::Origin);
         let ciphertext = self.fetch(request, plaintext.len() as u32)?;
-        self.open(request, &ciphertext, plaintext)
+        self.decrypt(|| request.suite.open(request.secret, &ciphertext, plaintext))
             .map_err(|source| Error::Sealed { chunk: request.id.to_string(), source })?;
         if let Some(keeper) = &self.keeper
             && !keeper.keep(request.id, ciphertext)
@@ -117,26 +90,44 @@ impl Tiers {
         Ok(Tier::Origin)
     }
 
+    /// Whether the chunk is in the cache on disk. The copy may be damaged, which its reader finds out.
+    pub fn is_on_disk(&self, id: &ChunkId, stored_length: u32) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.contains(id, u64::from(stored_length)))
+    }
+
+    /// Sees to it that the chunk is in the cache on disk, where there is one. Nothing is decrypted.
+    ///
+    /// # Errors
+    /// As [`Tiers::read_chunk`], and [`Error::Io`] of the disk.
+    pub fn warm_chunk(&self, request: &ChunkRequest<'_>, stored_length: u32, asks: &dyn Fn(Tier)) -> Result<(), Error> {
+        asks(Tier::Disk);
+        let Some(disk) = &self.disk else { return Ok(()) };
+        if disk.contains(&request.id, u64::from(stored_length)) {
+            return Ok(());
+        }
+        asks(Tier::Origin);
+        let ciphertext = self.fetch(request, stored_length)?;
+        disk.put(&request.id, &ciphertext).map(drop)
+    }
+
     /// Whether the disk gave the chunk whole. A damaged copy is dropped, so that the origin's takes its place.
     fn read_from_disk(&self, request: &ChunkRequest<'_>, plaintext: &mut [u8]) -> bool {
         let Some(disk) = &self.disk else { return false };
-        self.scratch.with(plaintext.len(), |ciphertext| {
-            if !disk.get(&request.id, ciphertext) {
-                return false;
-            }
-            // Where opening does not authenticate, the id must be checked again: the disk may have changed a bit.
-            let whole = (request.suite.open_authenticates() || self.verify(request, ciphertext))
-                && self.open(request, ciphertext, plaintext).is_ok();
-            if whole {
-                add(&self.counters.disk_chunks, 1);
-                add(&self.counters.disk_bytes, plaintext.len() as u64);
-            } else {
-                tracing::warn!(chunk = %request.id, tier = %Tier::Disk, "a damaged copy is dropped and fetched again");
-                add(&self.counters.damaged_chunks, 1);
-                disk.remove(&request.id);
-            }
-            whole
-        })
+        if !disk.get(&request.id, plaintext) {
+            return false;
+        }
+        // Where opening does not authenticate, the id must be checked again: the disk may have changed a bit.
+        let whole = (request.suite.open_authenticates() || self.verify(request, plaintext))
+            && self.decrypt(|| request.suite.open_in_place(request.secret, plaintext)).is_ok();
+        if whole {
+            add(&self.counters.disk_chunks, 1);
+            add(&self.counters.disk_bytes, plaintext.len() as u64);
+        } else {
+            tracing::warn!(chunk = %request.id, tier = %Tier::Disk, "a damaged copy is dropped and fetched again");
+            add(&self.counters.damaged_chunks, 1);
+            disk.remove(&request.id);
+        }
+        whole
     }
 
     /// Reads a chunk from the origin and verifies it: no other byte enters this machine.
@@ -172,14 +163,10 @@ impl Tiers {
         matches
     }
 
-    fn open(
-        &self,
-        request: &ChunkRequest<'_>,
-        ciphertext: &[u8],
-        plaintext: &mut [u8],
-    ) -> Result<(), snowmelt_chunk::Error> {
+    /// Opens a chunk and counts the time.
+    fn decrypt(&self, open: impl FnOnce() -> Result<(), snowmelt_chunk::Error>) -> Result<(), snowmelt_chunk::Error> {
         let started = Instant::now();
-        let opened = request.suite.open(request.secret, ciphertext, plaintext);
+        let opened = open();
         add(&self.counters.decrypt_nanoseconds, started.elapsed().as_nanos() as u64);
         opened
     }

@@ -1,4 +1,3 @@
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +35,15 @@ impl ImageChunks {
     }
 }
 
+impl From<snowmelt_cache::Tier> for Tier {
+    fn from(tier: snowmelt_cache::Tier) -> Self {
+        match tier {
+            snowmelt_cache::Tier::Disk => Self::Disk,
+            snowmelt_cache::Tier::Origin => Self::Origin,
+        }
+    }
+}
+
 impl ChunkReader for ImageChunks {
     fn geometry(&self) -> Geometry {
         self.manifest.geometry()
@@ -52,26 +60,23 @@ impl ChunkReader for ImageChunks {
             plaintext.fill(0);
             return Ok(());
         };
-        // Until it is answered the origin is what it waits for: the disk answers or misses in less than a millisecond.
-        request.set_tier(Tier::Origin);
         let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret };
-        let tier = self.tiers.read_chunk(&wanted, plaintext).map_err(|error| self.error(index, Tier::Origin, error))?;
-        request.set_tier(match tier {
-            snowmelt_cache::Tier::Disk => Tier::Disk,
-            snowmelt_cache::Tier::Origin => Tier::Origin,
-        });
-        Ok(())
+        let read = self.tiers.read_chunk(&wanted, plaintext, &|tier| request.set_tier(tier.into()));
+        read.map(drop).map_err(|error| self.error(index, request.tier(), error))
     }
 
     fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error> {
-        thread_local! {
-            static UNUSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        let length = self.stored_length(index) as usize;
-        UNUSED.with_borrow_mut(|plaintext| {
-            plaintext.resize(plaintext.len().max(length), 0);
-            self.read_chunk(index, request, &mut plaintext[..length])
-        })
+        let chunk = u32::try_from(index).ok().and_then(|slot| self.manifest.chunk(slot));
+        let Some((record, secret)) = chunk else { return Ok(()) };
+        let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret };
+        let warmed =
+            self.tiers.warm_chunk(&wanted, record.stored_length, &|tier| request.set_tier(tier.into()));
+        warmed.map_err(|error| self.error(index, request.tier(), error))
+    }
+
+    fn is_near(&self, index: u64) -> bool {
+        let chunk = u32::try_from(index).ok().and_then(|slot| self.manifest.chunk(slot));
+        chunk.is_none_or(|(record, _)| self.tiers.is_on_disk(&record.id, record.stored_length))
     }
 
     fn spent(&self) -> Spent {

@@ -67,7 +67,11 @@ pub(crate) struct State {
     warm: VecDeque<u64>,
     idle: usize,
     threads: usize,
+    /// Of the threads, those that have not begun to look for work yet.
+    starting: usize,
     background: usize,
+    /// Loads that read or decrypt at this moment. More of them than cores would only take turns, and each takes buffers.
+    busy: usize,
     /// Until when the stall watcher sleeps; `None` until there is one.
     pub(crate) watched_until: Option<Instant>,
 }
@@ -78,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) log: AccessLog,
     buffers: Arc<BufferPool>,
+    cores: usize,
     state: Mutex<State>,
     work: Condvar,
     stopping: AtomicBool,
@@ -123,6 +128,7 @@ impl Loader {
             counters: Counters::default(),
             log: AccessLog::new(options.clock.now()),
             buffers: BufferPool::new(chunk_bytes, capacity),
+            cores: std::thread::available_parallelism().map_or(2, usize::from),
             state: Mutex::new(State {
                 resident: Resident::new(capacity),
                 streams: Streams::new(read_ahead, options.read_ahead_after),
@@ -132,7 +138,9 @@ impl Loader {
                 warm: VecDeque::new(),
                 idle: 0,
                 threads: 0,
+                starting: 0,
                 background: 0,
+                busy: 0,
                 watched_until: None,
             }),
             work: Condvar::new(),
@@ -183,7 +191,7 @@ impl Loader {
         let watch_at = flight.watch_at();
         if fresh || (flight.request.priority == Priority::Prefetch && !flight.running) {
             if !fresh {
-                flight.request = Arc::new(LoadRequest::new(Priority::Demand, shared.deadline(now)));
+                flight.request = shared.request(Priority::Demand, now);
             }
             state.demand.push_back(index);
         }
@@ -228,6 +236,19 @@ impl Shared {
         now.checked_add(self.options.deadline)
     }
 
+    /// A load that, while it needs a core, counts as busy once [`Shared::fly`] has begun it.
+    fn request(self: &Arc<Self>, priority: Priority, now: Instant) -> Arc<LoadRequest> {
+        let shared = Arc::downgrade(self);
+        let leaves_core = move || {
+            if let Some(shared) = shared.upgrade() {
+                let mut state = shared.lock();
+                state.busy -= 1;
+                shared.staff(state);
+            }
+        };
+        Arc::new(LoadRequest::new(priority, self.deadline(now)).when_it_leaves_its_core(leaves_core))
+    }
+
     /// How messages call a chunk.
     pub(crate) fn subject(&self, index: u64) -> String {
         format!("chunk {} of image {}", self.reader.chunk_name(index), self.reader.image())
@@ -261,7 +282,7 @@ impl Shared {
             index,
             Flight {
                 waiters: Vec::new(),
-                request: Arc::new(LoadRequest::new(priority, self.deadline(now))),
+                request: self.request(priority, now),
                 since: now,
                 running: false,
                 stall_at,
@@ -305,9 +326,12 @@ impl Shared {
     fn staff(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let background = (state.prefetch.len() + state.warm.len())
             .min(self.options.most_prefetches.saturating_sub(state.background));
-        let queued = state.demand.len() + background;
+        let queued = (state.demand.len() + background).min(self.cores.saturating_sub(state.busy));
         let woken = queued.min(state.idle);
-        let hired = (queued - woken).min(self.options.most_loads.max(1).saturating_sub(state.threads));
+        let hired = (queued - woken)
+            .saturating_sub(state.starting)
+            .min(self.options.most_loads.max(1).saturating_sub(state.threads));
+        state.starting += hired;
         state.threads += hired;
         drop(state);
         for _ in 0..woken {
@@ -318,32 +342,41 @@ impl Shared {
             let spawned = std::thread::Builder::new().name("chunk-loader".into()).spawn(move || shared.run());
             if let Err(error) = spawned {
                 tracing::warn!(image = self.reader.image(), %error, "no thread to load chunks with");
-                self.lock().threads -= 1;
+                let mut state = self.lock();
+                state.threads -= 1;
+                state.starting -= 1;
             }
         }
     }
 
     fn run(self: &Arc<Self>) {
         let mut state = self.lock();
+        state.starting -= 1;
         while !self.is_stopping() {
-            if let Some(index) = state.demand.pop_front() {
+            if state.busy < self.cores
+                && let Some(index) = state.demand.pop_front()
+            {
                 state = self.fly(state, index);
-            } else if state.background < self.options.most_prefetches
+            } else if state.busy < self.cores
+                && state.background < self.options.most_prefetches
                 && let Some(index) = state.prefetch.pop_front()
             {
                 state.background += 1;
                 state = self.fly(state, index);
                 state.background -= 1;
-            } else if state.background < self.options.most_prefetches
+            } else if state.busy < self.cores
+                && state.background < self.options.most_prefetches
                 && let Some(index) = state.warm.pop_front()
             {
                 state.background += 1;
+                state.busy += 1;
                 drop(state);
-                let request = LoadRequest::new(Priority::Prefetch, self.deadline(self.options.clock.now()));
+                let request = self.request(Priority::Prefetch, self.options.clock.now());
                 if let Err(error) = self.reader.warm_chunk(index, &request) {
                     tracing::debug!(chunk = self.subject(index), error = error.chain(), "not prefetched");
                 }
                 state = self.lock();
+                state.busy -= usize::from(request.leave_core());
                 state.background -= 1;
             } else {
                 state.idle += 1;
@@ -361,11 +394,13 @@ impl Shared {
         };
         flight.running = true;
         let (request, since) = (Arc::clone(&flight.request), flight.since);
+        state.busy += 1;
         drop(state);
 
         self.counters.queue_ns.add(self.options.clock.now().saturating_duration_since(since).as_nanos() as u64);
         let loaded = self.load(index, &request);
         let mut state = self.lock();
+        state.busy -= usize::from(request.leave_core());
         let Some(mut flight) = state.flights.remove(&index) else { return state };
         if loaded.is_err()
             && request.priority == Priority::Prefetch
@@ -374,7 +409,7 @@ impl Shared {
         {
             // Reads joined a prefetch that gave up early: they get an attempt of their own, with their own deadline.
             let now = self.options.clock.now();
-            flight.request = Arc::new(LoadRequest::new(Priority::Demand, self.deadline(now)));
+            flight.request = self.request(Priority::Demand, now);
             flight.running = false;
             state.flights.insert(index, flight);
             state.demand.push_front(index);

@@ -1,7 +1,7 @@
 //! The seam between a device and where its chunks come from.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use snowmelt_chunk::Geometry;
@@ -31,6 +31,11 @@ pub trait ChunkReader: Send + Sync {
     /// # Errors
     /// As [`ChunkReader::read_chunk`].
     fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error>;
+
+    /// Whether the chunk lies on this machine (or is a hole), so that it can be read without waiting for another.
+    fn is_near(&self, _index: u64) -> bool {
+        false
+    }
 
     /// Time spent so far, summed over threads, where the reader measures it.
     fn spent(&self) -> Spent {
@@ -95,24 +100,60 @@ impl fmt::Display for Tier {
 }
 
 /// One load of a chunk: what the reader has to know, and what it tells while it works.
-#[derive(Debug)]
 pub struct LoadRequest {
     /// Who waits.
     pub priority: Priority,
     /// When waiting ends; `None` is never.
     pub deadline: Option<Instant>,
     tier: AtomicU8,
+    /// Called when the load stops to need a core of its own, once.
+    leaves_core: Option<Box<dyn Fn() + Send + Sync>>,
+    has_left_core: AtomicBool,
+}
+
+impl fmt::Debug for LoadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadRequest")
+            .field("priority", &self.priority)
+            .field("deadline", &self.deadline)
+            .field("tier", &self.tier())
+            .finish_non_exhaustive()
+    }
 }
 
 impl LoadRequest {
     /// A load that begins now.
     pub fn new(priority: Priority, deadline: Option<Instant>) -> Self {
-        Self { priority, deadline, tier: AtomicU8::new(0) }
+        Self {
+            priority,
+            deadline,
+            tier: AtomicU8::new(0),
+            leaves_core: None,
+            has_left_core: AtomicBool::new(false),
+        }
+    }
+
+    /// Has `action` called when the reader comes to ask a tier that it merely waits for.
+    pub(crate) fn when_it_leaves_its_core(mut self, action: impl Fn() + Send + Sync + 'static) -> Self {
+        self.leaves_core = Some(Box::new(action));
+        self
     }
 
     /// The reader now asks this tier; at the end, the one that answered.
     pub fn set_tier(&self, tier: Tier) {
         self.tier.store(tier as u8, Ordering::Relaxed);
+        // The disk's answer is in the page cache more often than not: to get it is work and not waiting.
+        if tier != Tier::Disk
+            && self.leave_core()
+            && let Some(action) = &self.leaves_core
+        {
+            action();
+        }
+    }
+
+    /// The load needs no core any more, because it waits or is done. True if it needed one until now.
+    pub(crate) fn leave_core(&self) -> bool {
+        !self.has_left_core.swap(true, Ordering::AcqRel)
     }
 
     /// The tier that was asked last.

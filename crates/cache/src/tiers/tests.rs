@@ -30,7 +30,7 @@ impl Place {
     fn read(&self, suite: Suite, sealed: &Sealed) -> Result<(Tier, Vec<u8>), Error> {
         let mut plaintext = vec![0; 8192];
         let request = ChunkRequest { id: sealed.id, suite, secret: &sealed.secret };
-        self.tiers.read_chunk(&request, &mut plaintext).map(|tier| (tier, plaintext))
+        self.tiers.read_chunk(&request, &mut plaintext, &|_| {}).map(|tier| (tier, plaintext))
     }
 
     fn file(&self, tier: &str, sealed: &Sealed) -> std::path::PathBuf {
@@ -111,9 +111,9 @@ fn an_origin_that_does_not_answer_is_unavailable_but_the_disk_still_serves() {
     let tiers = Tiers::new(gone, Some(disk));
     let request = ChunkRequest { id: sealed.id, suite: Suite::Blake3Gcm, secret: &sealed.secret };
     let mut plaintext = vec![0; 8192];
-    assert_eq!(tiers.read_chunk(&request, &mut plaintext).unwrap(), Tier::Disk);
+    assert_eq!(tiers.read_chunk(&request, &mut plaintext, &|_| {}).unwrap(), Tier::Disk);
     let other = ChunkRequest { id: ChunkId([1; 32]), ..request };
-    assert!(tiers.read_chunk(&other, &mut plaintext).unwrap_err().is_unavailable());
+    assert!(tiers.read_chunk(&other, &mut plaintext, &|_| {}).unwrap_err().is_unavailable());
 }
 
 #[test]
@@ -123,6 +123,6 @@ fn without_a_disk_everything_comes_from_the_origin() {
     let tiers = Tiers::new(place.tiers.store.clone(), None);
     let request = ChunkRequest { id: sealed.id, suite: Suite::Sha256Ctr, secret: &sealed.secret };
     for _ in 0..2 {
-        assert_eq!(tiers.read_chunk(&request, &mut vec![0; 8192]).unwrap(), Tier::Origin);
+        assert_eq!(tiers.read_chunk(&request, &mut vec![0; 8192], &|_| {}).unwrap(), Tier::Origin);
     }
 }

@@ -26,6 +26,9 @@ proptest! {
             let mut opened = vec![1; plaintext.len()];
             suite.open(&sealed.secret, &ciphertext, &mut opened).unwrap();
             prop_assert_eq!(&opened, &plaintext);
+            let mut in_place = ciphertext;
+            suite.open_in_place(&sealed.secret, &mut in_place).unwrap();
+            prop_assert_eq!(&in_place, &plaintext);
         }
     }
 
@@ -64,6 +67,7 @@ proptest! {
             prop_assert_ne!(suite.id_of(&ciphertext), sealed.id);
             let opened = suite.open(&sealed.secret, &ciphertext, &mut vec![0; plaintext.len()]);
             prop_assert_eq!(opened.is_err(), suite.open_authenticates());
+            prop_assert_eq!(suite.open_in_place(&sealed.secret, &mut ciphertext).is_err(), suite.open_authenticates());
         }
     }
 }
