@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::{Error, ImageChunks};
 pub struct Device {
     loader: Loader,
     overlay: Option<Overlay>,
+    drops_writes: AtomicBool,
     size: u64,
     chunk_size: u64,
 }
@@ -100,6 +101,7 @@ impl Device {
         Ok(Self {
             loader: Loader::new(reader, options),
             overlay,
+            drops_writes: AtomicBool::new(false),
             size: geometry.image_size,
             chunk_size: u64::from(geometry.chunk_size),
         })
@@ -130,6 +132,22 @@ impl Device {
     /// The chunks that reads needed, in the order of their first need.
     pub fn access_log(&self) -> Vec<Access> {
         self.loader.0.log.entries()
+    }
+
+    /// From now on writes are taken and forgotten: for when what is on top is about to be unmounted for good, and writes all
+    /// that it has not written yet.
+    pub fn drop_writes(&self) {
+        self.drops_writes.store(true, Ordering::Release);
+    }
+
+    /// The reads of the first seconds, in their order, as bytes of the device.
+    pub(crate) fn start_reads(&self) -> Vec<Range<u64>> {
+        self.loader.0.log.reads()
+    }
+
+    /// Whether a chunk can be read without waiting for another machine.
+    pub fn is_near(&self, index: u64) -> bool {
+        self.loader.0.reader.is_near(index)
     }
 
     /// Begins to load chunks in this order, in the background. Holes and chunks outside of the image are left out.
@@ -207,6 +225,9 @@ impl Device {
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let range = self.check("write", offset, bytes.len())?;
         let overlay = self.overlay_for("write")?;
+        if self.drops_writes.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.counters().writes.add(1);
         self.counters().written_bytes.add(bytes.len() as u64);
         let whole = whole_pages(&range);
@@ -305,6 +326,7 @@ impl Device {
         let counters = self.counters();
         counters.reads.add(1);
         counters.read_bytes.add(range.end - range.start);
+        self.loader.0.log.note_read(&range, self.loader.0.options.clock.now());
         let parts = self.parts(&range);
         let mut held: Vec<Option<Arc<ChunkBuffer>>> = Vec::with_capacity(parts.len());
         let mut missing = false;

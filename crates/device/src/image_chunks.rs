@@ -69,8 +69,7 @@ impl ChunkReader for ImageChunks {
         let chunk = u32::try_from(index).ok().and_then(|slot| self.manifest.chunk(slot));
         let Some((record, secret)) = chunk else { return Ok(()) };
         let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret };
-        let warmed =
-            self.tiers.warm_chunk(&wanted, record.stored_length, &|tier| request.set_tier(tier.into()));
+        let warmed = self.tiers.warm_chunk(&wanted, record.stored_length, &|tier| request.set_tier(tier.into()));
         warmed.map_err(|error| self.error(index, request.tier(), error))
     }
 

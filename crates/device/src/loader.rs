@@ -207,16 +207,18 @@ impl Loader {
         let shared = &self.0;
         let now = shared.options.clock.now();
         let mut state = shared.lock();
-        let mut room = state.resident.capacity() / 2;
+        let mut room = None;
         for index in indices {
             if state.resident.contains(index) || shared.reader.stored_length(index) == 0 {
                 continue;
             }
-            if room == 0 {
+            // Half of it, so that what is read meanwhile does not push out what was loaded before it was needed.
+            let room = room.get_or_insert_with(|| state.resident.make_room() / 2);
+            if *room == 0 {
                 state.warm.push_back(index);
             } else if shared.take_off(&mut state, index, Priority::Prefetch, now) {
                 state.prefetch.push_back(index);
-                room -= 1;
+                *room -= 1;
             }
         }
         shared.staff(state);

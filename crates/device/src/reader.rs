@@ -124,13 +124,7 @@ impl fmt::Debug for LoadRequest {
 impl LoadRequest {
     /// A load that begins now.
     pub fn new(priority: Priority, deadline: Option<Instant>) -> Self {
-        Self {
-            priority,
-            deadline,
-            tier: AtomicU8::new(0),
-            leaves_core: None,
-            has_left_core: AtomicBool::new(false),
-        }
+        Self { priority, deadline, tier: AtomicU8::new(0), leaves_core: None, has_left_core: AtomicBool::new(false) }
     }
 
     /// Has `action` called when the reader comes to ask a tier that it merely waits for.

@@ -1,16 +1,23 @@
 //! Which decrypted chunks are kept, and which will be wanted next. Pure bookkeeping, guarded by the loader's lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::buffers::ChunkBuffer;
 
 /// The least recently used chunks make room for new ones.
+///
+/// Most chunks of a start are read once, as a whole, since the page cache on top keeps what was read. So the room begins small,
+/// and the same memory is used again and again: fresh memory costs more to touch than decrypting into it does. A chunk that
+/// comes back soon after it had to go shows that there is too little, and the room doubles.
 #[derive(Debug)]
 pub(crate) struct Resident {
     entries: HashMap<u64, Entry>,
     capacity: usize,
+    most: usize,
+    /// The chunks that had to go last, as many as there is room at most.
+    gone: VecDeque<u64>,
     clock: u64,
 }
 
@@ -21,13 +28,19 @@ struct Entry {
     touched: bool,
 }
 
+/// The room to begin with, in chunks.
+const FIRST_CAPACITY: usize = 6;
+
 impl Resident {
-    /// Keeps at most `capacity` chunks.
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self { entries: HashMap::with_capacity(capacity + 1), capacity, clock: 0 }
+    /// Keeps at most `most` chunks.
+    pub(crate) fn new(most: usize) -> Self {
+        let capacity = FIRST_CAPACITY.min(most);
+        Self { entries: HashMap::with_capacity(capacity + 1), capacity, most, gone: VecDeque::new(), clock: 0 }
     }
 
-    pub(crate) fn capacity(&self) -> usize {
+    /// Makes room for chunks that are loaded before they are needed: as much as there may ever be. Gives it in chunks.
+    pub(crate) fn make_room(&mut self) -> usize {
+        self.capacity = self.most;
         self.capacity
     }
 
@@ -47,12 +60,20 @@ impl Resident {
     /// Keeps a chunk; returns the one that had to go, to be dropped outside of the lock.
     pub(crate) fn insert(&mut self, index: u64, chunk: Arc<ChunkBuffer>, touched: bool) -> Option<Arc<ChunkBuffer>> {
         self.clock += 1;
+        if let Some(at) = self.gone.iter().position(|gone| *gone == index) {
+            self.gone.remove(at);
+            self.capacity = (self.capacity * 2).min(self.most);
+        }
         self.entries.insert(index, Entry { chunk, used: self.clock, touched });
         if self.entries.len() <= self.capacity {
             return None;
         }
         // A few dozen entries: looking at all of them costs less than keeping them in order would.
         let oldest = *self.entries.iter().min_by_key(|(_, entry)| entry.used)?.0;
+        self.gone.push_back(oldest);
+        if self.gone.len() > self.most {
+            self.gone.pop_front();
+        }
         self.entries.remove(&oldest).map(|entry| entry.chunk)
     }
 }
@@ -130,6 +151,18 @@ mod tests {
         assert!(resident.get(1).is_some_and(|(_, first)| !first));
         assert!(insert(&mut resident, 3).is_some());
         assert!(resident.contains(1) && !resident.contains(2) && resident.contains(3));
+    }
+
+    #[test]
+    fn room_grows_when_chunks_come_back() {
+        let pool = BufferPool::new(1, 1);
+        let mut resident = Resident::new(20);
+        let mut insert = |index| resident.insert(index, Arc::new(pool.take(1)), true).is_some();
+        assert_eq!((0..10).filter(|index| insert(*index)).count(), 2);
+        // Chunk 0 had to go and comes back: there is room for 16 now.
+        assert!(!insert(0));
+        assert_eq!((10..20).filter(|index| insert(*index)).count(), 3);
+        assert_eq!(resident.make_room(), 20);
     }
 
     #[test]

@@ -100,8 +100,8 @@ pub fn fuzz_owners(input: &[u8]) {
     let owned = owners(&ranges, &mut read);
     // Whatever the device says: every byte has one owner.
     let bytes = |range: &std::ops::Range<u64>| range.end - range.start;
-    let (mut asked, mut answered) = (0, 0);
-    ranges.iter().for_each(|range| asked += bytes(range));
+    let asked: u64 = ranges.iter().map(bytes).sum();
+    let mut answered = 0;
     for Owned::File { range, .. } | Owned::Other { range } in &owned {
         answered += bytes(range);
     }
