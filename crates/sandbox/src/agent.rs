@@ -9,6 +9,7 @@
 
 mod image;
 pub(crate) mod protocol;
+mod start_logs;
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,7 +39,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 pub fn agent_main() -> u8 {
     // Out of reach of the terminal's signals: those are for the command; we end when it has.
     let _ = rustix::process::setsid();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn".into());
+    // The FUSE library complains where a reply comes too late, because the mount is gone: nobody waits for it then.
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn,fuser=off".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     let _ = subscriber.try_init();
@@ -106,18 +109,25 @@ impl Agent {
         if matches!(end, End::Abandoned | End::Signal) {
             self.kill_container();
         }
-        if !matches!(end, End::Unmounted(_)) {
-            mounted.unmount_root(true)?;
-        }
         let stats = Box::new(mounted.stats());
-        mounted.close();
         match end {
-            End::Stopped => report(&Report::Finished(stats)),
+            End::Stopped => {
+                // Who said so need not wait for the rest, which takes longer than starting a process does.
+                report(&Report::Finished(stats));
+                mounted.discard_root()?;
+                mounted.close();
+                self.dismantle(Leftovers::Files);
+            }
             End::Unmounted(client) => {
-                self.remove_state();
+                mounted.close();
+                self.dismantle(Leftovers::Any);
                 let _ = send(client, &Answer::Unmounted(stats));
             }
-            End::Abandoned | End::Signal => self.remove_state(),
+            End::Abandoned | End::Signal => {
+                mounted.discard_root()?;
+                mounted.close();
+                self.remove_state();
+            }
         }
         Ok(())
     }
@@ -128,9 +138,10 @@ impl Agent {
         let (done, mut finished) = std::io::pipe().map_err(|source| Error::io("make", "a pipe", source))?;
         let record = self.request.record.clone();
         let config = self.request.config.clone();
+        let command = self.request.command.clone();
         let inside = directory.to_owned();
         let work = move || {
-            let result = Opened::open(&config, &record, &inside).and_then(|opened| {
+            let result = Opened::open(&config, &record, command.as_deref(), &inside).and_then(|opened| {
                 report(&Report::Opened(Box::new(opened.config().clone())));
                 opened.mount(&inside, &record)
             });
@@ -227,12 +238,17 @@ impl Agent {
         }
     }
 
-    /// Removes the sandbox's directory; for when no command waits that would.
+    /// Removes the sandbox's directory, unless the command that made it lives and will.
     fn remove_state(&self) {
         if self.request.record.kind == Kind::Run && ProcessId::is_alive(&self.request.record.owner) {
             return;
         }
-        if let Err(error) = self.state.dismantle(&self.request.record, Leftovers::Any) {
+        self.dismantle(Leftovers::Any);
+    }
+
+    /// Removes the sandbox's directory and what else there may be of it.
+    fn dismantle(&self, leftovers: Leftovers) {
+        if let Err(error) = self.state.dismantle(&self.request.record, leftovers) {
             tracing::error!(sandbox = self.request.record.id, %error, "not everything was removed");
         }
     }

@@ -49,7 +49,7 @@ pub fn mount(
 fn start(record: &mut Record, config: &AgentConfig, state: &StateDir) -> Result<(), Error> {
     let log_path = log_path(record, state);
     let log = File::create(&log_path).map_err(|source| Error::io("make", log_path.display(), source))?;
-    let mut agent = AgentProcess::start(config, state, record, Stdio::from(log))?;
+    let mut agent = AgentProcess::start(config, state, record, None, Stdio::from(log))?;
     record.agent = agent.id();
     state.update(record)?;
     loop {

@@ -142,7 +142,7 @@ impl<'a> Run<'a> {
         for path in [&bundle, &sandbox.record.directory] {
             std::fs::create_dir(path).map_err(|source| Error::io("make", path.display(), source))?;
         }
-        let mut agent = AgentProcess::start(config, state, &sandbox.record, Stdio::inherit())?;
+        let mut agent = AgentProcess::start(config, state, &sandbox.record, Some(asked_for(spec)), Stdio::inherit())?;
         sandbox.record.agent = agent.id();
         let timings = Timings { agent_started: start.elapsed(), ..Timings::default() };
         let mut output = Output::default();
@@ -167,9 +167,24 @@ impl<'a> Run<'a> {
             self.container.kill(&self.runtime, &self.sandbox.record.container());
         }
         self.timings.exited = self.start.elapsed();
-        let stats = self.agent.stop(result.is_ok(), UNMOUNT_PATIENCE);
+        let stats = if result.is_ok() { self.agent.stop(UNMOUNT_PATIENCE) } else { None };
         self.timings.first_output = self.output.finish();
-        self.sandbox.remove(if result.is_ok() { Leftovers::Files } else { Leftovers::Any })?;
+        match (&stats, self.spec.stats) {
+            // Figures are complete when all is done.
+            (Some(_), true) => {
+                self.agent.wait(UNMOUNT_PATIENCE);
+                self.sandbox.remove(Leftovers::Files)?;
+            }
+            // The agent takes down and removes the rest. A command need not wait for that to end.
+            (Some(_), false) => {
+                self.sandbox.is_removed = true;
+                self.agent.leave();
+            }
+            (None, _) => {
+                self.agent.wait(UNMOUNT_PATIENCE);
+                self.sandbox.remove(Leftovers::Any)?;
+            }
+        }
         self.timings.finished = self.start.elapsed();
         Ok(RunOutcome { exit_code: result?, stats, timings: self.timings })
     }
@@ -377,6 +392,13 @@ impl Drop for Sandbox<'_> {
             let _ = self.remove(Leftovers::Any);
         }
     }
+}
+
+/// The words that tell one command of an image from another.
+fn asked_for(spec: &RunSpec) -> Vec<String> {
+    let entrypoint =
+        spec.entrypoint.iter().flat_map(|words| ["--entrypoint".to_owned()].into_iter().chain(words.clone()));
+    entrypoint.chain(spec.command.clone()).collect()
 }
 
 fn check_terminal(spec: &RunSpec) -> Result<(), Error> {

@@ -2,31 +2,31 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
 use snowmelt_chunk::{KeyService, LocalKeys};
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::loop_device::{self, LoopDevice};
-use snowmelt_device::{Device, DeviceOptions};
+use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
 use snowmelt_store::readback::{OpenedImage, open_image};
 use snowmelt_store::{ImageName, Store, StoreOptions};
 
 use super::protocol::{AgentConfig, OnUnavailable};
+use super::start_logs::{Expected, StartLogs};
 use crate::state::Record;
 use crate::stats::TierLoads;
 use crate::{Cause, Error, Stats};
-
-/// An access log over this is not read: more chunks than an image of 512 GiB has.
-const ACCESS_LOG_LIMIT: u64 = 8 << 20;
 
 /// An image whose manifest and keys are here, and whose chunks are loaded when they are read.
 pub(super) struct Opened {
     config: ImageConfig,
     device: Arc<Device>,
     tiers: Arc<Tiers>,
-    access_log: PathBuf,
+    starts: StartLogs,
+    expected: Expected,
     image_chunks: u64,
     chunk_size: u32,
 }
@@ -37,6 +37,40 @@ pub(super) struct Mounted {
     record: Record,
     // In the order in which they must go: a file system before its device, the device before its file.
     attached: Attached,
+    replay: Replay,
+}
+
+/// The thread that has the kernel read ahead what the start will need. It is not waited for: where it waits itself it is for
+/// the device, and that ends with this process.
+#[derive(Default)]
+struct Replay {
+    stop: Arc<AtomicBool>,
+}
+
+impl Replay {
+    fn start(opened: &Opened, mount_point: &Path) -> Self {
+        let replay = Self::default();
+        let log = opened.expected.log.clone();
+        if log.is_empty() {
+            return replay;
+        }
+        let (stop, mount_point) = (Arc::clone(&replay.stop), mount_point.to_owned());
+        let run = move || {
+            if let Err(error) = log.replay_files(&mount_point, &stop) {
+                tracing::debug!(%error, "nothing is read ahead");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("replay".into()).spawn(run) {
+            tracing::debug!(%error, "nothing is read ahead");
+        }
+        replay
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
 }
 
 struct Attached {
@@ -46,7 +80,12 @@ struct Attached {
 
 impl Opened {
     /// Resolves the record's image and opens its manifest. Nothing of its content is read.
-    pub(super) fn open(config: &AgentConfig, record: &Record, directory: &Path) -> Result<Self, Error> {
+    pub(super) fn open(
+        config: &AgentConfig,
+        record: &Record,
+        command: Option<&[String]>,
+        directory: &Path,
+    ) -> Result<Self, Error> {
         let failed = |operation: &'static str| {
             let image = record.image.clone();
             move |error: snowmelt_store::Error| Error::Image {
@@ -70,8 +109,8 @@ impl Opened {
             })?)
         };
         let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
-        let access_log = config.cache_dir.join("access").join(manifest.id().to_string());
-        let recorded = if config.prefetch { read_access_log(&access_log) } else { Vec::new() };
+        let starts = StartLogs::new(&config.cache_dir, &manifest.id(), command);
+        let expected = if config.prefetch { starts.expected() } else { Expected::default() };
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
             writable: record.writable,
@@ -85,13 +124,14 @@ impl Opened {
             image_name: Some(name.to_string()),
             // Without prefetch nothing is loaded but what is touched.
             read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
-            read_ahead_after: if recorded.is_empty() { 1 } else { 3 },
+            read_ahead_after: if expected.log.is_empty() { 1 } else { 8 },
             ..DeviceOptions::default()
         };
         let device =
             Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
-        device.prefetch(recorded);
-        Ok(Self { config: metadata.config, device, tiers, access_log, image_chunks, chunk_size })
+        // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
+        device.prefetch(expected.log.chunks.iter().copied().filter(|chunk| !device.is_near(*chunk)));
+        Ok(Self { config: metadata.config, device, tiers, starts, expected, image_chunks, chunk_size })
     }
 
     pub(super) fn config(&self) -> &ImageConfig {
@@ -105,9 +145,12 @@ impl Opened {
             fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(|error| device_error(&error))?;
         let device = loop_device::attach(export.file(), read_only, self.device.size_bytes())
             .map_err(|error| device_error(&error))?;
+        // Before the mount, which reads the first of it.
+        self.expected.log.replay_metadata(&device);
         snowmelt_device::mount::mount_ext4(&device, &record.directory, read_only)
             .map_err(|error| device_error(&error))?;
         Ok(Mounted {
+            replay: Replay::start(&self, &record.directory),
             opened: self,
             record: record.clone(),
             attached: Attached { _loop_device: device, _export: export },
@@ -116,6 +159,12 @@ impl Opened {
 }
 
 impl Mounted {
+    /// Unmounts the root file system for good: what was written in it goes nowhere any more.
+    pub(super) fn discard_root(&self) -> Result<(), Error> {
+        self.opened.device.drop_writes();
+        self.unmount_root(true)
+    }
+
     /// Unmounts the root file system. One that is in use stays, unless it is to go `lazily`: then it goes with its last
     /// user.
     pub(super) fn unmount_root(&self, lazily: bool) -> Result<(), Error> {
@@ -170,10 +219,11 @@ impl Mounted {
     /// Takes down what is below the root file system, and keeps what is worth keeping: the chunks that were fetched, and
     /// which were needed.
     pub(super) fn close(self) {
-        let Self { opened, attached, .. } = self;
+        let Self { opened, attached, replay, .. } = self;
+        drop(replay);
+        opened.starts.keep(&StartLog::record(&opened.device), &opened.expected);
         // The loop device clears itself when nobody has it open; the file must wait for that, so it goes lazily.
         drop(attached);
-        write_access_log(&opened.access_log, &opened.device);
         opened.tiers.flush();
     }
 }
@@ -187,33 +237,6 @@ pub(super) fn abort(directory: &Path) {
 
 fn file_path(directory: &Path) -> PathBuf {
     directory.join("device")
-}
-
-/// The chunks that the last run of this image needed, in the order of need. It is only advice, so anything wrong with it
-/// means none.
-fn read_access_log(path: &Path) -> Vec<u64> {
-    if std::fs::metadata(path).map_or(true, |metadata| metadata.len() > ACCESS_LOG_LIMIT) {
-        return Vec::new();
-    }
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
-fn write_access_log(path: &Path, device: &Device) {
-    let chunks: Vec<String> = device.access_log().iter().map(|access| access.index.to_string()).collect();
-    let text = chunks.join("\n") + "\n";
-    if std::fs::read_to_string(path).is_ok_and(|before| before == text) {
-        return;
-    }
-    let next = path.with_extension(std::process::id().to_string());
-    let write = || {
-        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        std::fs::write(&next, text)?;
-        std::fs::rename(&next, path)
-    };
-    if let Err(error) = write() {
-        tracing::warn!(path = %path.display(), %error, "the access log is not kept");
-    }
 }
 
 fn store_cause(error: &snowmelt_store::Error) -> Cause {

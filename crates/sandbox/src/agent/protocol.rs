@@ -62,6 +62,8 @@ pub(crate) struct Request {
     pub(crate) config: AgentConfig,
     pub(crate) state: PathBuf,
     pub(crate) record: Record,
+    /// What will be run, as it was asked for; `None` if it is not known.
+    pub(crate) command: Option<Vec<String>>,
 }
 
 /// Later lines. The end of the input without [`Control::Stop`] or [`Control::Detach`] means that the maker is dead.

@@ -1,0 +1,177 @@
+//! Where the logs of starts are kept: by image, and for each image by what was run.
+//!
+//! ```text
+//! <cache>/starts/<manifest id>/<16 hex>      what a command read: named by a hash of its words
+//!                              common        what all commands so far have in common, once there were two
+//!                              first         the log of the first command, to compare with the second
+//! ```
+//!
+//! What a program reads at its start depends on the program, not on the image: a command gets its own log, and one that was
+//! never seen gets what the others have in common. Everything here is advice; what cannot be read or written is left out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use snowmelt_chunk::ManifestId;
+use snowmelt_device::StartLog;
+
+/// A log longer than this is not read.
+const LONGEST_BYTES: u64 = 8 << 20;
+/// Logs that are kept of one image, and images of which logs are kept; the longest unused go. 4 KiB to 100 KiB a log.
+const MOST_LOGS: usize = 64;
+const MOST_IMAGES: usize = 256;
+
+/// The logs of one image for one command.
+#[derive(Debug)]
+pub(super) struct StartLogs {
+    all: PathBuf,
+    image: PathBuf,
+    /// `None` for a mount, of which nobody knows what will be read.
+    command: Option<String>,
+}
+
+/// What is known about the start to come.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    pub(super) log: StartLog,
+    /// Whether the very same command was started before.
+    pub(super) same_command: bool,
+}
+
+impl StartLogs {
+    /// `command` is what was asked for: the image's own words for it are the image's, so they need not be here.
+    pub(super) fn new(cache: &Path, manifest: &ManifestId, command: Option<&[String]>) -> Self {
+        let all = cache.join("starts");
+        let image = all.join(manifest.to_string());
+        let command = command.map(|words| {
+            let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
+            hash[..16].to_owned()
+        });
+        Self { all, image, command }
+    }
+
+    /// What is known about the start to come; nothing is an empty log.
+    pub(super) fn expected(&self) -> Expected {
+        let own = self.command.as_ref().and_then(|name| read(&self.image.join(name)));
+        match own {
+            Some(log) => Expected { log, same_command: true },
+            None => Expected { log: read(&self.image.join("common")).unwrap_or_default(), same_command: false },
+        }
+    }
+
+    /// Keeps what a start read. Other sandboxes may do so at the same time: the last one wins, and any of them is right.
+    pub(super) fn keep(&self, log: &StartLog, expected: &Expected) {
+        let Some(name) = &self.command else { return };
+        if log.is_empty() || expected.same_command && expected.log == *log {
+            return;
+        }
+        if let Err(error) = self.write(name, log, expected) {
+            tracing::warn!(path = %self.image.display(), %error, "what this start read is not kept");
+        }
+    }
+
+    fn write(&self, name: &str, log: &StartLog, expected: &Expected) -> io::Result<()> {
+        std::fs::create_dir_all(&self.image)?;
+        write(&self.image.join(name), log)?;
+        if !expected.same_command {
+            let (first, common) = (self.image.join("first"), self.image.join("common"));
+            match read(&common).or_else(|| read(&first)) {
+                Some(before) => write(&common, &before.common(log))?,
+                None => write(&first, log)?,
+            }
+        }
+        prune(&self.image, MOST_LOGS);
+        prune(&self.all, MOST_IMAGES);
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Option<StartLog> {
+    if std::fs::metadata(path).map_or(true, |metadata| metadata.len() > LONGEST_BYTES) {
+        return None;
+    }
+    StartLog::decode(&std::fs::read_to_string(path).ok()?)
+}
+
+/// Replaces a log as a whole.
+fn write(path: &Path, log: &StartLog) -> io::Result<()> {
+    let next = path.with_extension(std::process::id().to_string());
+    std::fs::write(&next, log.encode())?;
+    std::fs::rename(&next, path)
+}
+
+/// Removes what was changed longest ago, but for `most` entries.
+fn prune(folder: &Path, most: usize) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let mut entries: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .map(|entry| {
+            let changed = entry.metadata().and_then(|metadata| metadata.modified());
+            (changed.unwrap_or(SystemTime::UNIX_EPOCH), entry.path())
+        })
+        .collect();
+    entries.sort();
+    let extra = entries.len().saturating_sub(most);
+    for (_, path) in &entries[..extra] {
+        let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn log(chunks: &[u64]) -> StartLog {
+        StartLog { chunks: chunks.to_vec(), ..StartLog::default() }
+    }
+
+    #[test]
+    fn a_command_gets_its_own_log_and_a_new_one_what_all_have_in_common() {
+        let cache = tempfile::tempdir().unwrap();
+        let manifest: ManifestId = "11".repeat(32).parse().unwrap();
+        let logs = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            StartLogs::new(cache.path(), &manifest, Some(&words))
+        };
+        let start = |words: &[&str], chunks: &[u64]| {
+            let logs = logs(words);
+            let expected = logs.expected();
+            logs.keep(&log(chunks), &expected);
+            (expected.log.chunks, expected.same_command)
+        };
+        assert_eq!(start(&["a"], &[1, 2, 3]), (vec![], false));
+        // One start says nothing about what others will have in common with it.
+        assert_eq!(start(&["b"], &[2, 3, 4]), (vec![], false));
+        assert_eq!(start(&["c"], &[2, 9]), (vec![2, 3], false));
+        assert_eq!(start(&["d"], &[2]), (vec![2], false));
+        assert_eq!(start(&["a"], &[1, 2, 5]), (vec![1, 2, 3], true));
+        assert_eq!(start(&["a"], &[]), (vec![1, 2, 5], true));
+        assert_eq!(start(&["a"], &[7]), (vec![1, 2, 5], true));
+        // Words are words, wherever the spaces are.
+        assert_eq!(start(&["a b"], &[8]), (vec![2], false));
+        assert_eq!(start(&["a", "b"], &[2]), (vec![], false));
+
+        // A mount keeps nothing.
+        let mount = StartLogs::new(cache.path(), &manifest, None);
+        let before = std::fs::read_dir(&mount.image).unwrap().count();
+        mount.keep(&log(&[1]), &mount.expected());
+        assert_eq!(std::fs::read_dir(&mount.image).unwrap().count(), before);
+    }
+
+    #[test]
+    fn logs_are_bounded_and_damage_is_none() {
+        let cache = tempfile::tempdir().unwrap();
+        let manifest: ManifestId = "22".repeat(32).parse().unwrap();
+        for number in 0..MOST_LOGS + 10 {
+            let logs = StartLogs::new(cache.path(), &manifest, Some(&[number.to_string()]));
+            logs.keep(&log(&[1]), &Expected::default());
+        }
+        let logs = StartLogs::new(cache.path(), &manifest, Some(&["again".to_owned()]));
+        assert_eq!(std::fs::read_dir(&logs.image).unwrap().count(), MOST_LOGS);
+        logs.keep(&log(&[1]), &Expected::default());
+        std::fs::write(logs.image.join(logs.command.as_ref().unwrap()), b"snowmelt start log 1\nchunk x\n").unwrap();
+        assert!(!logs.expected().same_command);
+    }
+}
