@@ -10,6 +10,7 @@ pub(crate) mod warm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -33,6 +34,22 @@ impl Bench {
             .env("SNOWMELT_CACHE_DIR", cache.join("cache"))
             .env_remove("SNOWMELT_TENANT");
         command
+    }
+
+    /// Waits until nothing is left of a run whose state is in `cache`: it takes down what is left after its command has ended,
+    /// which must not slow the next sample. Gives when that was.
+    pub(crate) fn settle(cache: &Path) -> Result<Instant> {
+        let state = cache.join("state");
+        loop {
+            let sandboxes = std::fs::read_dir(&state)?.flatten().filter(|entry| {
+                let name = entry.file_name();
+                name.len() == 12 && name.to_string_lossy().bytes().all(|byte| byte.is_ascii_hexdigit())
+            });
+            if sandboxes.count() == 0 {
+                return Ok(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A new place for store and keys.
