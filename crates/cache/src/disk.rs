@@ -15,8 +15,7 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use snowmelt_chunk::ChunkId;
@@ -26,7 +25,8 @@ use crate::Error;
 /// Eviction makes room down to this share of the budget, so that it is seldom needed.
 const EVICT_TO_PERCENT: u64 = 90;
 
-static DRAFTS: AtomicU64 = AtomicU64::new(0);
+/// A draft that was not written to for so long belongs to nobody: its writer was killed. Writing one takes milliseconds.
+const ABANDONED_AFTER: Duration = Duration::from_mins(10);
 
 /// Chunks on this machine's disk.
 #[derive(Debug)]
@@ -117,8 +117,11 @@ impl DiskCache {
 
     fn write_draft(&self, path: &Path, ciphertext: &[u8]) -> Result<PathBuf, Error> {
         let folder = path.parent().unwrap_or(&self.folder);
-        let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
-        let draft = folder.join(format!(".draft-{}-{number}", std::process::id()));
+        // By chance and not by process: processes that do not see each other may share the folder.
+        let mut number = [0; 16];
+        getrandom::fill(&mut number)
+            .map_err(|error| Error::io("name a draft of", path)(std::io::Error::other(error.to_string())))?;
+        let draft = folder.join(format!("{DRAFT}{:032x}", u128::from_ne_bytes(number)));
         let create = || OpenOptions::new().write(true).create_new(true).open(&draft);
         let file = match create() {
             Err(error) if error.kind() == ErrorKind::NotFound => fs::create_dir_all(folder).and_then(|()| create()),
@@ -193,7 +196,7 @@ impl DiskCache {
             for entry in entries.flatten() {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let used_at = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                let drafted = draft(&entry.file_name());
+                let drafted = draft(&entry.file_name(), used_at);
                 if drafted == Some(Draft::Abandoned) {
                     let _ = fs::remove_file(entry.path());
                     continue;
@@ -221,15 +224,21 @@ struct CachedFile {
 /// A file that is being written under a draft's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Draft {
-    /// By a process that lives.
+    /// A moment ago.
     Live,
-    /// By one that is gone.
+    /// Long ago: by a process that is gone.
     Abandoned,
 }
 
-fn draft(name: &std::ffi::OsStr) -> Option<Draft> {
-    let (process, _) = name.to_str()?.strip_prefix(".draft-")?.split_once('-')?;
-    Some(if Path::new("/proc").join(process).exists() { Draft::Live } else { Draft::Abandoned })
+/// What names of drafts begin with. Ids have hexadecimal digits only.
+const DRAFT: &str = ".draft-";
+
+fn draft(name: &std::ffi::OsStr, written_at: SystemTime) -> Option<Draft> {
+    if !name.as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+        return None;
+    }
+    let age = written_at.elapsed().unwrap_or_default();
+    Some(if age > ABANDONED_AFTER { Draft::Abandoned } else { Draft::Live })
 }
 
 #[cfg(test)]

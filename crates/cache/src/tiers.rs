@@ -137,7 +137,7 @@ impl Tiers {
         let fetched = self.store.read_chunk(&request.id, stored_length);
         add(&self.counters.origin_nanoseconds, started.elapsed().as_nanos() as u64);
         let ciphertext = fetched.map_err(|source| {
-            if source.is_unavailable() {
+            if source.is_unavailable() || is_passing(&source) {
                 Error::Unavailable { chunk: chunk(), source }
             } else {
                 Error::Lost { chunk: chunk(), source }
@@ -182,6 +182,11 @@ impl Tiers {
             keeper.flush();
         }
     }
+}
+
+/// Whether a file system failed in a way that may pass: a network file system that is away, a disk that is full of errors now.
+fn is_passing(error: &snowmelt_store::Error) -> bool {
+    matches!(error, snowmelt_store::Error::Io { source, .. } if source.kind() != std::io::ErrorKind::PermissionDenied)
 }
 
 /// Writes fetched chunks to the disk behind the readers' backs. Ends, with all it has taken, when dropped.

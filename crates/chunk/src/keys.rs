@@ -88,11 +88,7 @@ impl LocalKeys {
     }
 
     fn tenant_path(&self, tenant: &str) -> Result<PathBuf, Error> {
-        if !is_tenant_name(tenant) {
-            return Err(Error::Invalid(format!(
-                "{tenant:?} is not a tenant's name: 1 to 64 of a-z, 0-9, '-', '_', beginning with a letter or digit"
-            )));
-        }
+        check_tenant(tenant)?;
         Ok(self.folder.join(format!("{tenant}.key")))
     }
 
@@ -151,12 +147,21 @@ fn key_id(tenant_key: &[u8; 32]) -> String {
     })
 }
 
-/// Names are parts of paths and of object names, so they are kept plain.
-pub(crate) fn is_tenant_name(tenant: &str) -> bool {
+/// Names of tenants are parts of paths and of object names, so they are kept plain.
+///
+/// # Errors
+/// [`Error::Invalid`] for anything but 1 to 64 of a-z, 0-9, '-', '_', beginning with a letter or digit.
+pub fn check_tenant(tenant: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    (1..=64).contains(&tenant.len())
+    let is_name = (1..=64).contains(&tenant.len())
         && tenant.bytes().next().is_some_and(plain)
-        && tenant.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'_')
+        && tenant.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'_');
+    if is_name {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{tenant:?} is not a tenant's name: 1 to 64 of a-z, 0-9, '-', '_', beginning with a letter or digit"
+    )))
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -30,7 +30,7 @@ mod suite;
 
 pub use error::Error;
 pub use id::{ChunkId, ManifestId};
-pub use keys::{DataKey, KeyService, LocalKeys, WrappedKey};
+pub use keys::{DataKey, KeyService, LocalKeys, WrappedKey, check_tenant};
 pub use manifest::{ChunkRecord, DEFAULT_CHUNK_SIZE, Geometry, Manifest, ManifestBuilder, OpenedManifest, PAGE_SIZE};
 pub use salt::{Salt, SaltDomain, Scope};
 pub use suite::{ChunkSecret, Sealed, Suite};

@@ -27,7 +27,7 @@ pub use error::Error;
 pub use name::ImageName;
 pub use publish::{BlockSource, PublishOptions, PublishProgress, Published, publish};
 pub use records::{ImageMetadata, NameRecord};
-pub use store::{PutOutcome, Store, StoreOptions};
+pub use store::{ListedName, PutOutcome, Store, StoreOptions};
 pub use usage::{ImageUsage, Usage, usage};
 
 /// The root that images are published under unless another is asked for.

@@ -62,6 +62,8 @@ pub struct PublishOptions<'a> {
     pub salt: &'a Salt,
     /// Seals the manifest.
     pub keys: &'a KeyService,
+    /// Whether chunks that are there already are read back, and replaced where they are damaged.
+    pub repair: bool,
     /// How many chunks are worked on at once.
     pub threads: usize,
     /// Told about every chunk, from several threads.
@@ -88,6 +90,8 @@ pub struct Published {
     pub new_chunks: u64,
     /// Bytes of those chunks.
     pub new_bytes: u64,
+    /// Chunks that were there and damaged, and are whole now.
+    pub repaired_chunks: u64,
     /// Bytes of the image's manifest.
     pub manifest_bytes: u64,
     /// How long chunks took to be read, encrypted and put.
@@ -110,6 +114,7 @@ pub fn publish(
     let mut builder = ManifestBuilder::new(options.suite, geometry)?;
     // Asked before the work, so that a tenant whose key is broken learns it now.
     options.keys.generate_data_key(options.tenant)?;
+    store.remove_abandoned_drafts();
     let started = Instant::now();
     let job = Job {
         source,
@@ -161,6 +166,7 @@ pub fn publish(
         record,
         new_chunks: outcome.new_chunks,
         new_bytes: outcome.new_bytes,
+        repaired_chunks: outcome.repaired_chunks,
         manifest_bytes: manifest.as_bytes().len() as u64,
         chunks_time,
     })
@@ -171,6 +177,7 @@ struct Outcome {
     chunks: Vec<(ChunkRecord, ChunkSecret)>,
     new_chunks: u64,
     new_bytes: u64,
+    repaired_chunks: u64,
     /// The first error; workers stop when there is one.
     error: Option<Error>,
 }
@@ -199,9 +206,13 @@ impl Job<'_> {
             let mut outcome = self.outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match done {
                 Ok(Some((record, secret, put))) => {
-                    if put == PutOutcome::New {
-                        outcome.new_chunks += 1;
-                        outcome.new_bytes += u64::from(record.stored_length);
+                    match put {
+                        PutOutcome::New => {
+                            outcome.new_chunks += 1;
+                            outcome.new_bytes += u64::from(record.stored_length);
+                        }
+                        PutOutcome::Repaired => outcome.repaired_chunks += 1,
+                        PutOutcome::AlreadyThere => {}
                     }
                     outcome.chunks.push((record, secret));
                 }
@@ -243,7 +254,17 @@ impl Job<'_> {
             &plaintext[..stored_length],
             &mut ciphertext.as_mut()[..stored_length],
         );
-        let put = self.store.put_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
+        let mut put = self.store.put_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
+        if self.options.repair && put == PutOutcome::AlreadyThere {
+            match self.store.read_chunk(&sealed.id, stored_length as u32) {
+                Ok(bytes) if bytes == ciphertext.as_ref()[..stored_length] => {}
+                Ok(_) | Err(Error::Corrupt { .. } | Error::Io { .. }) => {
+                    self.store.replace_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
+                    put = PutOutcome::Repaired;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let record = ChunkRecord { slot, stored_length: stored_length as u32, id: sealed.id };
         Ok(Some((record, sealed.secret, put)))
     }

@@ -1,11 +1,13 @@
 //! Reading whole images back: opening, verifying, exporting.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use nix::fcntl::AT_FDCWD;
 use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, Manifest, OpenedManifest};
 
 use crate::records::{ImageMetadata, NameRecord};
@@ -102,7 +104,8 @@ pub fn verify(
     Ok(Verified { chunks: manifest.records().len() as u64, bytes: bytes.into_inner(), damage })
 }
 
-/// Writes the whole block image to `path`, which must not exist. Holes stay holes. When it fails, no file is left.
+/// Writes the whole block image to `path`, which must not exist. Holes stay holes. The file has its name only once it is whole
+/// and on the disk: whatever ends it before leaves nothing.
 ///
 /// # Errors
 /// [`Error::Corrupt`] and [`Error::NotFound`] for damaged chunks, [`Error::Unavailable`], [`Error::Io`].
@@ -113,23 +116,41 @@ pub fn export(
     threads: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    let file = File::create_new(path).map_err(Error::io("make", path))?;
-    let bytes = AtomicU64::new(0);
-    let written = file.set_len(manifest.geometry().image_size).map_err(Error::io("extend", path)).and_then(|()| {
-        each_chunk(manifest, threads, &|record, secret, plaintext| {
-            read_chunk(store, manifest, record, secret, plaintext)?;
-            let offset = u64::from(record.slot) * u64::from(manifest.geometry().chunk_size);
-            file.write_all_at(plaintext, offset).map_err(Error::io("write", path))?;
-            let length = u64::from(record.stored_length);
-            progress(bytes.fetch_add(length, Ordering::Relaxed) + length);
-            Ok(())
-        })
-    });
-    let synced = written.and_then(|()| file.sync_all().map_err(Error::io("sync", path)));
-    if synced.is_err() {
-        let _ = std::fs::remove_file(path);
+    let io = |operation| Error::io(operation, path);
+    if path.symlink_metadata().is_ok() {
+        let exists = "it exists already: remove it, or choose another name";
+        return Err(io("make")(std::io::Error::new(std::io::ErrorKind::AlreadyExists, exists)));
     }
-    synced
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Without a name, so that not even SIGKILL leaves it; where the file system cannot do that, with one that says whose it is.
+    let unnamed = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(folder);
+    let (file, draft) = if let Ok(file) = unnamed {
+        (file, None)
+    } else {
+        let draft = tempfile::Builder::new().prefix(".snowmelt-export-").tempfile_in(folder).map_err(io("make"))?;
+        (draft.reopen().map_err(io("open"))?, Some(draft))
+    };
+    file.set_len(manifest.geometry().image_size).map_err(io("extend"))?;
+    let bytes = AtomicU64::new(0);
+    each_chunk(manifest, threads, &|record, secret, plaintext| {
+        read_chunk(store, manifest, record, secret, plaintext)?;
+        let offset = u64::from(record.slot) * u64::from(manifest.geometry().chunk_size);
+        file.write_all_at(plaintext, offset).map_err(io("write"))?;
+        let length = u64::from(record.stored_length);
+        progress(bytes.fetch_add(length, Ordering::Relaxed) + length);
+        Ok(())
+    })?;
+    file.sync_all().map_err(io("sync"))?;
+    match draft {
+        Some(draft) => draft.persist_noclobber(path).map(drop).map_err(|error| io("name")(error.error)),
+        None => link(&file, path).map_err(io("name")),
+    }
+}
+
+/// Gives a file that has no name one (`open(2)`, O_TMPFILE), unless there is such a file.
+fn link(file: &File, path: &Path) -> std::io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)?)
 }
 
 /// Reads one chunk, verifies it by its id and decrypts it.
@@ -140,7 +161,7 @@ fn read_chunk(
     secret: &ChunkSecret,
     plaintext: &mut [u8],
 ) -> Result<(), Error> {
-    let ciphertext = retrying(|| store.read_chunk(&record.id, record.stored_length))?;
+    let ciphertext = retrying(store.patience(), || store.read_chunk(&record.id, record.stored_length))?;
     if manifest.suite().id_of(&ciphertext) != record.id {
         return Err(Error::corrupt(format!("chunk {}", record.id), "its bytes are not those that its id names"));
     }

@@ -1,7 +1,7 @@
 //! The one place where requests to a store are tried again.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Error;
 
@@ -9,16 +9,26 @@ use crate::Error;
 /// device are not tried again here; the device decides that by its own deadline.
 const WAITS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1600)];
 
-/// Tries `operation` until it gives anything but [`Error::Unavailable`], four times at most.
-pub(crate) fn retrying<T>(mut operation: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// Tries `operation` until it gives anything but [`Error::Unavailable`], four times at most, and not again once `patience` has
+/// passed.
+pub(crate) fn retrying<T>(patience: Duration, mut operation: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let begun = Instant::now();
     for wait in WAITS {
         match operation() {
-            Err(error) if error.is_unavailable() => thread::sleep(wait + jitter(wait)),
+            Err(error) if error.is_unavailable() && begun.elapsed() + wait < patience => {
+                if begun.elapsed() >= WORTH_SAYING {
+                    tracing::warn!(%error, "trying again");
+                }
+                thread::sleep(wait + jitter(wait));
+            }
             result => return result,
         }
     }
     operation()
 }
+
+/// Whoever waits for longer is told why.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
 
 /// Up to a quarter more, so that many publishers do not come back at once.
 fn jitter(wait: Duration) -> Duration {

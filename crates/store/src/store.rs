@@ -5,7 +5,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
 use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
@@ -19,6 +19,11 @@ use crate::records::NameRecord;
 use crate::retry::retrying;
 use crate::{DEFAULT_ROOT, Error, ImageName, local};
 
+/// The manifest of a full image of 16 TiB has 3.3 GB.
+const MOST_MANIFEST_BYTES: u64 = 4 << 30;
+/// A name's record has about 500 bytes, and what its publisher called its source.
+const MOST_NAME_BYTES: u64 = 64 << 10;
+
 /// How to open a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -28,11 +33,18 @@ pub struct StoreOptions {
     pub root: String,
     /// The longest that one request may take.
     pub request_timeout: Duration,
+    /// How long requests that nobody answers are tried again, at most; zero is one try.
+    pub patience: Duration,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { allow_http: false, root: DEFAULT_ROOT.into(), request_timeout: Duration::from_secs(30) }
+        Self {
+            allow_http: false,
+            root: DEFAULT_ROOT.into(),
+            request_timeout: Duration::from_secs(30),
+            patience: Duration::from_secs(30),
+        }
     }
 }
 
@@ -43,7 +55,13 @@ pub enum PutOutcome {
     New,
     /// It was there already.
     AlreadyThere,
+    /// It was there, damaged, and is whole now. Only publishing with [`PublishOptions::repair`](crate::PublishOptions::repair)
+    /// finds that out.
+    Repaired,
 }
+
+/// A name, and its record unless that is damaged.
+pub type ListedName = (ImageName, Result<NameRecord, Error>);
 
 /// Chunks, manifests and names on object storage. May be used from many threads; all calls block.
 pub struct Store {
@@ -52,6 +70,7 @@ pub struct Store {
     folder: Option<PathBuf>,
     url: String,
     root: String,
+    patience: Duration,
     /// Shared by all roots of one store: connections live in it.
     runtime: Arc<OnceLock<Runtime>>,
 }
@@ -100,7 +119,14 @@ impl Store {
     }
 
     fn over(objects: Arc<dyn ObjectStore>, folder: Option<PathBuf>, url: &str, options: &StoreOptions) -> Self {
-        Self { objects, folder, url: url.into(), root: options.root.clone(), runtime: Arc::default() }
+        Self {
+            objects,
+            folder,
+            url: url.into(),
+            root: options.root.clone(),
+            patience: options.patience,
+            runtime: Arc::default(),
+        }
     }
 
     /// A store over any `object_store`, for tests that inject faults.
@@ -119,6 +145,7 @@ impl Store {
             folder: self.folder.clone(),
             url: self.url.clone(),
             root: root.into(),
+            patience: self.patience,
             runtime: Arc::clone(&self.runtime),
         })
     }
@@ -131,6 +158,11 @@ impl Store {
     /// The root that it publishes under and reads from.
     pub fn root(&self) -> &str {
         &self.root
+    }
+
+    /// How long requests are tried again.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Whether it is a directory of this machine, where a read costs no round trip.
@@ -179,6 +211,14 @@ impl Store {
             object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
                 Error::Invalid(format!("{operation} {subject}: the store {} can only be read", self.url))
             }
+            error if refused_method(&error) => {
+                let what = if operation == "list" {
+                    "lists nothing: ask for an image by its name"
+                } else {
+                    "can only be read"
+                };
+                Error::Invalid(format!("{operation} {subject}: the store {} {what}", self.url))
+            }
             // What a file system refuses it will refuse again; what a server refuses may be a bad moment.
             object_store::Error::Generic { source, .. } if self.folder.is_some() => Error::Io {
                 operation,
@@ -198,6 +238,24 @@ impl Store {
         Error::NotFound { subject: subject.into(), store: self.url.clone(), hint: hint.into() }
     }
 
+    /// Puts a chunk even where one is there already, since that one is damaged.
+    ///
+    /// # Errors
+    /// As [`Store::put_chunk`].
+    pub fn replace_chunk(&self, id: &ChunkId, ciphertext: &[u8]) -> Result<(), Error> {
+        let path = self.chunk_path(id);
+        if let Some(folder) = &self.folder {
+            return local::replace(&folder.join(path), ciphertext);
+        }
+        let subject = format!("chunk {id}");
+        let path = self.path(&path);
+        retrying(self.patience, || {
+            self.wait(self.objects.put(&path, Bytes::copy_from_slice(ciphertext).into()))
+                .map(drop)
+                .map_err(|error| self.error("put", &subject, error))
+        })
+    }
+
     /// Puts a chunk unless it is there. Whether it reached the disk is only known after [`Store::sync`].
     ///
     /// # Errors
@@ -209,7 +267,7 @@ impl Store {
         }
         let subject = format!("chunk {id}");
         let path = self.path(&path);
-        retrying(|| {
+        retrying(self.patience, || {
             // Asking first saves the upload of what is there already, which is most of an image.
             match self.wait(self.objects.head(&path)) {
                 Ok(found) if found.size == ciphertext.len() as u64 => return Ok(PutOutcome::AlreadyThere),
@@ -221,6 +279,30 @@ impl Store {
                 .map(|_| PutOutcome::New)
                 .map_err(|error| self.error("put", &subject, error))
         })
+    }
+
+    /// Removes what publishers that were killed left under draft names. Only a directory of this machine has such.
+    pub fn remove_abandoned_drafts(&self) {
+        if let Some(folder) = &self.folder {
+            local::remove_abandoned_drafts(&folder.join("roots").join(&self.root).join("chunks"));
+        }
+    }
+
+    /// Finds out whether the store can be written, before work is done for it: a web server may give and not take.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it can only be read, and those of [`Store::put_chunk`].
+    pub fn check_writable(&self) -> Result<(), Error> {
+        if self.folder.is_some() {
+            return Ok(());
+        }
+        // Removing what is not there changes nothing, whoever answers.
+        let nothing = format!("roots/{}/chunks/00/writable", self.root);
+        match self.remove(&nothing, "anything") {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(Error::Invalid(_)) => Err(Error::Invalid(format!("the store {} can only be read", self.url))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until all chunks put so far are durable. To be called before the manifest that names them is put.
@@ -240,33 +322,44 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Corrupt`] for another length, [`Error::Unavailable`].
     pub fn read_chunk(&self, id: &ChunkId, stored_length: u32) -> Result<Bytes, Error> {
-        let subject = || format!("chunk {id}");
-        let path = self.chunk_path(id);
-        let bytes = if let Some(folder) = &self.folder {
-            let path = folder.join(path);
-            match local::read(&path, stored_length as usize) {
-                Ok(bytes) => Bytes::from(bytes),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(self.not_found(&subject(), ""));
-                }
-                Err(error) => return Err(Error::io("read", path)(error)),
-            }
-        } else {
-            self.get(&path).map_err(|error| self.error("read", &subject(), error))?
-        };
+        let subject = format!("chunk {id}");
+        let bytes = self.get(&self.chunk_path(id), &subject, u64::from(stored_length))?;
         if bytes.len() != stored_length as usize {
             let found = bytes.len();
             return Err(Error::corrupt(
-                subject(),
+                subject,
                 format!("the store has {found} bytes of it rather than {stored_length}"),
             ));
         }
         Ok(bytes)
     }
 
-    fn get(&self, path: &str) -> Result<Bytes, object_store::Error> {
+    /// Reads a whole object of at most `most` bytes. One try.
+    fn get(&self, path: &str, subject: &str, most: u64) -> Result<Bytes, Error> {
+        let too_long = || Error::corrupt(subject, format!("it is longer than {most} bytes"));
+        if let Some(folder) = &self.folder {
+            // Without a detour over the runtime of `object_store`: most starts read nothing but two small files.
+            let path = folder.join(path);
+            return match local::read(&path, usize::try_from(most).unwrap_or(usize::MAX)) {
+                Ok(bytes) if bytes.len() as u64 > most => Err(too_long()),
+                Ok(bytes) => Ok(bytes.into()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.not_found(subject, "")),
+                Err(error) => Err(Error::io("read", path)(error)),
+            };
+        }
         let path = self.path(path);
-        self.wait(async { self.objects.get(&path).await?.bytes().await })
+        let read = self.wait(async {
+            let mut found = self.objects.get(&path).await?.into_stream();
+            let mut bytes = BytesMut::new();
+            while let Some(part) = found.try_next().await? {
+                bytes.extend_from_slice(&part);
+                if bytes.len() as u64 > most {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(bytes.freeze()))
+        });
+        read.map_err(|error| self.error("read", subject, error))?.ok_or_else(too_long)
     }
 
     /// Puts a manifest under its id.
@@ -277,7 +370,7 @@ impl Store {
         let id = manifest.id();
         let path = self.path(&Self::manifest_path(&self.root, manifest.tenant(), &id));
         let bytes = Bytes::copy_from_slice(manifest.as_bytes());
-        retrying(|| {
+        retrying(self.patience, || {
             self.wait(self.objects.put(&path, bytes.clone().into()))
                 .map_err(|error| self.error("put", &format!("manifest {id}"), error))
         })?;
@@ -291,7 +384,7 @@ impl Store {
     pub fn read_manifest(&self, root: &str, tenant: &str, id: &ManifestId) -> Result<Manifest, Error> {
         let subject = format!("manifest {id}");
         let path = Self::manifest_path(root, tenant, id);
-        let bytes = retrying(|| self.get(&path).map_err(|error| self.error("read", &subject, error)))?;
+        let bytes = retrying(self.patience, || self.get(&path, &subject, MOST_MANIFEST_BYTES))?;
         if ManifestId::of(&bytes) != *id {
             return Err(Error::corrupt(subject, "its bytes are not those that its id names"));
         }
@@ -302,17 +395,6 @@ impl Store {
         Ok(manifest)
     }
 
-    /// Removes a manifest; one that is not there is no error.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Io`].
-    pub fn remove_manifest(&self, root: &str, tenant: &str, id: &ManifestId) -> Result<(), Error> {
-        match self.remove(&Self::manifest_path(root, tenant, id), &format!("manifest {id}")) {
-            Err(Error::NotFound { .. }) => Ok(()),
-            result => result,
-        }
-    }
-
     /// Makes a name stand for what the record says. Readers see the old record or the new one, never a mixture.
     ///
     /// # Errors
@@ -320,7 +402,7 @@ impl Store {
     pub fn put_name(&self, tenant: &str, name: &ImageName, record: &NameRecord) -> Result<(), Error> {
         let path = self.path(&Self::name_path(tenant, name));
         let bytes = Bytes::from(serde_json::to_vec_pretty(record).expect("a record of plain fields is JSON"));
-        retrying(|| {
+        retrying(self.patience, || {
             self.wait(self.objects.put(&path, bytes.clone().into()))
                 .map(|_| ())
                 .map_err(|error| self.error("put", &format!("name {name}"), error))
@@ -334,7 +416,7 @@ impl Store {
     pub fn read_name(&self, tenant: &str, name: &ImageName) -> Result<NameRecord, Error> {
         let subject = format!("image {name} of tenant {tenant:?}");
         let path = Self::name_path(tenant, name);
-        match retrying(|| self.get(&path).map_err(|error| self.error("read", &subject, error))) {
+        match retrying(self.patience, || self.get(&path, &subject, MOST_NAME_BYTES)) {
             Err(Error::NotFound { .. }) => {
                 Err(self.not_found(&subject, ": `snowmelt images` lists what is, `snowmelt publish` adds"))
             }
@@ -348,22 +430,29 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Unavailable`], [`Error::Io`].
     pub fn remove_name(&self, tenant: &str, name: &ImageName) -> Result<(), Error> {
-        self.remove(&Self::name_path(tenant, name), &format!("image {name} of tenant {tenant:?}"))
+        let subject = format!("image {name} of tenant {tenant:?}");
+        match self.remove(&Self::name_path(tenant, name), &subject) {
+            Err(Error::NotFound { .. }) => Err(self.not_found(&subject, ": `snowmelt images` lists what is")),
+            result => result,
+        }
     }
 
     fn remove(&self, path: &str, subject: &str) -> Result<(), Error> {
         let path = self.path(path);
-        retrying(|| self.wait(self.objects.delete(&path)).map_err(|error| self.error("remove", subject, error)))
+        retrying(self.patience, || {
+            self.wait(self.objects.delete(&path)).map_err(|error| self.error("remove", subject, error))
+        })
     }
 
-    /// All names of a tenant with their records, by name.
+    /// All names of a tenant with their records, by name. A record that cannot be read ([`Error::Corrupt`]) is an error of its
+    /// own and not of the list, so that one bad file does not hide all others.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Corrupt`] for a record that cannot be read.
-    pub fn list_names(&self, tenant: &str) -> Result<Vec<(ImageName, NameRecord)>, Error> {
+    /// [`Error::Unavailable`], [`Error::Io`], [`Error::Invalid`] where the store does not list.
+    pub fn list_names(&self, tenant: &str) -> Result<Vec<ListedName>, Error> {
         let prefix = format!("names/{tenant}");
         let at = self.path(&prefix);
-        let found: Vec<_> = retrying(|| match self.wait(self.objects.list(Some(&at)).try_collect()) {
+        let found: Vec<_> = retrying(self.patience, || match self.wait(self.objects.list(Some(&at)).try_collect()) {
             Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
             result => result.map_err(|error| self.error("list", &format!("names of tenant {tenant:?}"), error)),
         })?;
@@ -375,12 +464,32 @@ impl Store {
             match self.read_name(tenant, &name) {
                 // Removed since it was listed.
                 Err(Error::NotFound { .. }) => {}
-                record => names.push((name, record?)),
+                Err(error @ Error::Corrupt { .. }) => names.push((name, Err(error))),
+                record => names.push((name, Ok(record?))),
             }
         }
-        names.sort_by(|(a, _), (b, _)| a.cmp(b));
+        names.sort_by(|(a, _): &ListedName, (b, _)| a.cmp(b));
         Ok(names)
     }
+}
+
+/// Whether a server said that it does not do such a thing at all (405, 501), as plain web servers do where they are asked to
+/// list or to write.
+fn refused_method(error: &object_store::Error) -> bool {
+    let object_store::Error::Generic { source, .. } = error else { return false };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
+    while let Some(error) = next {
+        // The library keeps the status in its text only.
+        let text = error.to_string();
+        if ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"]
+            .iter()
+            .any(|it| text.contains(it))
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Roots are parts of paths.

@@ -20,7 +20,7 @@ pub struct ImageUsage {
 }
 
 /// What all images of a tenant take.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Usage {
     /// Every image.
     pub images: Vec<ImageUsage>,
@@ -30,6 +30,8 @@ pub struct Usage {
     pub stored_bytes: u64,
     /// How many distinct chunks.
     pub chunks: u64,
+    /// Images whose record or manifest is missing or damaged, with what is wrong. They are not in the sums.
+    pub damaged: Vec<(ImageName, Error)>,
 }
 
 /// Reads the manifests of all images of a tenant and counts. Needs no keys.
@@ -42,12 +44,24 @@ pub fn usage(store: &Store, tenant: &str) -> Result<Usage, Error> {
         /// The only image that has it, or none if several have.
         owner: Option<usize>,
     }
-    let names = store.list_names(tenant)?;
     let mut seen: HashMap<ChunkId, Seen> = HashMap::new();
-    let mut totals = Vec::with_capacity(names.len());
+    let (mut names, mut totals) = (Vec::new(), Vec::new());
     let mut usage = Usage::default();
-    for (index, (_, record)) in names.iter().enumerate() {
-        let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
+    for (name, record) in store.list_names(tenant)? {
+        let read = record.and_then(|record| {
+            let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
+            Ok((record, manifest))
+        });
+        let (record, manifest) = match read {
+            Ok(read) => read,
+            Err(error @ (Error::Corrupt { .. } | Error::NotFound { .. } | Error::Chunk(_))) => {
+                usage.damaged.push((name, error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let index = names.len();
+        names.push((name, record));
         let mut distinct: HashMap<ChunkId, u64> = HashMap::new();
         for chunk in manifest.records() {
             distinct.insert(chunk.id, u64::from(chunk.stored_length));

@@ -52,13 +52,14 @@ struct Place {
     folder: tempfile::TempDir,
     store: Store,
     keys: KeyService,
+    repair: bool,
 }
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
     let keys = KeyService::Local(LocalKeys::new(folder.path().join("keys")));
-    Place { folder, store, keys }
+    Place { folder, store, keys, repair: false }
 }
 
 impl Place {
@@ -73,6 +74,7 @@ impl Place {
             suite,
             salt: &salt,
             keys: &self.keys,
+            repair: self.repair,
             threads: 4,
             progress: None,
         };
@@ -246,4 +248,25 @@ fn an_image_of_another_root_is_read_from_there() {
     let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
     let image = open_image(&store, "default", &"a".parse().unwrap(), &keys).unwrap();
     assert!(verify(&image.store, &image.manifest, 2, &|_| {}).unwrap().damage.is_empty());
+}
+
+/// A chunk with other bytes of the same length cannot be told from a good one without reading it.
+#[test]
+fn publishing_with_repair_replaces_damaged_chunks() {
+    let mut place = place();
+    let bytes: Vec<u8> = (0..3 * CHUNK).map(|at| (at / 4096) as u8 | 1).collect();
+    let source = Source::new(bytes);
+    place.publish("a", &source, Suite::Blake3Gcm).unwrap();
+    let chunk = place.chunk_files().remove(0);
+    let good = std::fs::read(&chunk).unwrap();
+    let mut bad = good.clone();
+    bad[100] ^= 1;
+    std::fs::write(&chunk, &bad).unwrap();
+    let again = place.publish("a", &source, Suite::Blake3Gcm).unwrap();
+    assert_eq!((again.new_chunks, again.repaired_chunks), (0, 0));
+    assert_eq!(std::fs::read(&chunk).unwrap(), bad);
+    place.repair = true;
+    let repaired = place.publish("a", &source, Suite::Blake3Gcm).unwrap();
+    assert_eq!((repaired.new_chunks, repaired.repaired_chunks), (0, 1));
+    assert_eq!(std::fs::read(&chunk).unwrap(), good);
 }

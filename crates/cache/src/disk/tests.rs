@@ -83,9 +83,11 @@ fn what_killed_processes_left_is_found_and_removed() {
     let cache = DiskCache::open(folder.path(), 10 * 4096).unwrap();
     let (id, bytes) = chunk(0, 4096);
     cache.put(&id, &bytes).unwrap();
-    // Killed after it had reserved room and begun to write. No process has the number 4194305: it is above the kernel's limit.
-    let draft = cache.path(&id).parent().unwrap().join(".draft-4194305-0");
+    // Killed an hour ago, after it had reserved room and begun to write.
+    let draft = cache.path(&id).parent().unwrap().join(".draft-4194305");
     fs::write(&draft, vec![1; 4096]).unwrap();
+    let hour_ago = SystemTime::now() - Duration::from_hours(1);
+    File::options().write(true).open(&draft).unwrap().set_modified(hour_ago).unwrap();
     cache.reserve(9 * 4096).unwrap();
     for number in 1..10 {
         let (id, bytes) = chunk(number, 4096);
