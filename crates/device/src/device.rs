@@ -371,6 +371,7 @@ impl Device {
             match found {
                 Found::Here(chunk) => waiting.arrive(at, Ok(chunk)),
                 Found::Hole => waiting.count_down(),
+                Found::Failed(error) => waiting.arrive(at, Err(error)),
                 Found::Later => {}
             }
         }

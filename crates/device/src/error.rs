@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// Bytes did not verify, in any tier. They were not used.
     #[error(
-        "{operation} {subject}: it is damaged: verify the image, and publish it again if the store's copy is damaged"
+        "{operation} {subject}: it is damaged: verify the image, and publish it again with --repair if the store's copy is damaged"
     )]
     Corrupt {
         /// What was being done.
@@ -56,7 +56,7 @@ pub enum Error {
         subject: String,
     },
     /// The overlay's budget is used up.
-    #[error("write to the overlay of {image}: all {budget_bytes} bytes of it are used: allow it more")]
+    #[error("write to the overlay of {image}: all {budget_bytes} bytes of it are used: raise overlay_size")]
     NoSpace {
         /// Whose overlay.
         image: String,

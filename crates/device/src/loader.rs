@@ -25,6 +25,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Short enough that readers go on soon after the origin is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a chunk that no tier gave until the deadline is not asked for again. Longer than the kernel takes to ask again.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+
 /// What a waiting read is told.
 pub(crate) type Loaded = Result<Arc<ChunkBuffer>, Error>;
 type Waiter = Box<dyn FnOnce(Loaded) + Send>;
@@ -65,6 +68,9 @@ pub(crate) struct State {
     demand: VecDeque<u64>,
     prefetch: VecDeque<u64>,
     warm: VecDeque<u64>,
+    /// Chunks whose readers were just told that no tier answers, and when. The kernel asks again at once for each page of a
+    /// read that failed: without this a reader would wait for the deadline twice.
+    failed: HashMap<u64, (Instant, Error)>,
     idle: usize,
     threads: usize,
     /// Of the threads, those that have not begun to look for work yet.
@@ -74,6 +80,17 @@ pub(crate) struct State {
     busy: usize,
     /// Until when the stall watcher sleeps; `None` until there is one.
     pub(crate) watched_until: Option<Instant>,
+}
+
+impl State {
+    /// Remembers for a moment that no tier gave the chunk, where finding that out took long.
+    pub(crate) fn note_failure(&mut self, index: u64, waited_since: Instant, now: Instant, error: &Error) {
+        let waited = now.saturating_duration_since(waited_since);
+        if matches!(error, Error::Unavailable { .. }) && waited >= FAILED_FOR {
+            self.failed.retain(|_, (at, _)| now.saturating_duration_since(*at) < FAILED_FOR);
+            self.failed.insert(index, (now, error.clone()));
+        }
+    }
 }
 
 pub(crate) struct Shared {
@@ -114,6 +131,8 @@ pub(crate) enum Found {
     Here(Arc<ChunkBuffer>),
     /// Its place in the image is a hole.
     Hole,
+    /// It could not be had a moment ago.
+    Failed(Error),
     /// The callback will be called.
     Later,
 }
@@ -136,6 +155,7 @@ impl Loader {
                 demand: VecDeque::new(),
                 prefetch: VecDeque::new(),
                 warm: VecDeque::new(),
+                failed: HashMap::new(),
                 idle: 0,
                 threads: 0,
                 starting: 0,
@@ -182,6 +202,12 @@ impl Loader {
         let mut state = shared.lock();
         if let Some((chunk, _)) = state.resident.get(index) {
             return Found::Here(Arc::clone(chunk));
+        }
+        if let Some((at, error)) = state.failed.get(&index) {
+            if now.saturating_duration_since(*at) < FAILED_FOR {
+                return Found::Failed(error.clone());
+            }
+            state.failed.remove(&index);
         }
         let fresh = shared.take_off(&mut state, index, Priority::Demand, now);
         let flight = state.flights.get_mut(&index).expect("it has just been made");
@@ -416,6 +442,11 @@ impl Shared {
             state.flights.insert(index, flight);
             state.demand.push_front(index);
             return state;
+        }
+        if let Err(error) = &loaded
+            && !flight.waiters.is_empty()
+        {
+            state.note_failure(index, flight.since, self.options.clock.now(), error);
         }
         let evicted = match &loaded {
             Ok(chunk) => state.resident.insert(index, Arc::clone(chunk), !flight.waiters.is_empty()),

@@ -47,6 +47,7 @@ pub(crate) struct Overlay {
     budget_pages: u64,
     budget_bytes: u64,
     was_full: AtomicBool,
+    has_failed: AtomicBool,
     written: AtomicBool,
     shards: Vec<RwLock<HashMap<u64, Region>>>,
 }
@@ -73,6 +74,7 @@ impl Overlay {
             budget_pages: budget_bytes / PAGE,
             budget_bytes,
             was_full: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             written: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
         })
@@ -219,7 +221,7 @@ impl Overlay {
         }
         let error = Error::NoSpace { image: self.image.clone(), budget_bytes: self.budget_bytes };
         if !self.was_full.swap(true, Ordering::Relaxed) {
-            tracing::error!(image = self.image, %error, "writes fail");
+            tracing::error!(image = self.image, %error, "writes of the sandbox fail");
         }
         Err(error)
     }
@@ -256,7 +258,10 @@ impl Overlay {
     }
 
     fn failed(&self, operation: &'static str, error: io::Error) -> Error {
-        tracing::error!(image = self.image, operation, %error, "the overlay's file fails");
+        // A full disk fails every write from then on: said once.
+        if !self.has_failed.swap(true, Ordering::Relaxed) {
+            tracing::error!(image = self.image, operation, %error, "the overlay's file fails: what the sandbox wrote is lost");
+        }
         Error::io(operation, format!("the overlay of {}", self.image), error)
     }
 }

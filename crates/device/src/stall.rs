@@ -33,7 +33,8 @@ fn watch(shared: &Shared) {
         let mut state = shared.lock();
         for (index, flight) in &mut state.flights {
             let tier = flight.request.tier();
-            expired.extend(flight.take_expired(now).into_iter().map(|waiter| (*index, tier, waiter)));
+            let since = flight.since;
+            expired.extend(flight.take_expired(now).into_iter().map(|waiter| (*index, since, tier, waiter)));
             if flight.stall_at > now {
                 continue;
             }
@@ -69,8 +70,9 @@ fn watch(shared: &Shared) {
                 (observer.0)(stall);
             }
         }
-        for (index, tier, waiter) in expired {
+        for (index, since, tier, waiter) in expired {
             let error = shared.expired(index, tier);
+            shared.lock().note_failure(index, since, now, &error);
             shared.counters.failures.add(1);
             tracing::error!(image = shared.reader.image(), error = error.chain(), "a reader gets an I/O error");
             waiter(Err(error));

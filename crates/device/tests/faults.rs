@@ -104,6 +104,25 @@ fn a_device_that_blocks_fails_at_its_deadline() {
     assert_eq!(error.errno(), libc::EIO);
 }
 
+/// The kernel asks again, page by page, for what could not be read. A program once waited for the deadline twice.
+#[test]
+fn who_asks_again_after_the_deadline_does_not_wait_again() {
+    let bench = bench(|options| options.on_unavailable = OnUnavailable::Block);
+    bench.chunks.set_fault(0, Some(Fault::Unavailable));
+    let reading = bench.read_in_background(0);
+    bench.clock.await_waiter(PAUSE);
+    bench.clock.advance(DEADLINE);
+    reading.join().unwrap().unwrap_err();
+    let asked = bench.chunks.reads();
+    // On a clock that does not move, so it does not wait.
+    assert!(matches!(bench.read(0), Err(Error::Unavailable { .. })));
+    assert_eq!(bench.chunks.reads(), asked);
+    // A moment later it is worth another try.
+    bench.clock.advance(Duration::from_secs(1));
+    bench.chunks.set_fault(0, None);
+    bench.read(0).unwrap();
+}
+
 #[test]
 fn a_device_that_fails_does_so_at_once() {
     let bench = bench(|options| options.on_unavailable = OnUnavailable::Fail);
