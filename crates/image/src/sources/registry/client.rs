@@ -1,5 +1,6 @@
 //! Requests to one repository: login, redirects, and which failures are worth another try.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -41,6 +42,8 @@ pub(crate) struct Client {
     repository: String,
     insecure_http: bool,
     credentials: Credentials,
+    /// Something answered at least once, so the registry is where it should be.
+    has_answered: AtomicBool,
     /// The header that worked last. Held while a new one is fetched, so that many layers fetch one token.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -74,6 +77,7 @@ impl Client {
             reason: "certificates of authorities could not be loaded: install ca-certificates".into(),
             source: Some(Box::new(error)),
         })?;
+        let has_answered = AtomicBool::new(bases.len() > 1);
         let base = match bases.len() {
             1 => bases.remove(0),
             _ => probe(&http, bases, subject).await?,
@@ -85,6 +89,7 @@ impl Client {
             repository: repository.to_owned(),
             insecure_http,
             credentials,
+            has_answered,
             authorization: Mutex::new(None),
         })
     }
@@ -111,7 +116,12 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Fatal(error)) => return Err(error),
                 Err(Failure::Again(again)) => {
-                    backoff.wait("fetch", &format!("{subject}, manifest {name}"), again, "nothing came").await?;
+                    let subject = format!("{subject}, manifest {name}");
+                    if self.has_answered.load(Ordering::Relaxed) {
+                        backoff.wait("fetch", &subject, again, "nothing came").await?;
+                    } else {
+                        backoff.wait_for_first_answer("fetch", &subject, again, "nothing came").await?;
+                    }
                 }
             }
         }
@@ -146,6 +156,7 @@ impl Client {
             let request = self.http.get(url.clone()).headers(headers);
             let response =
                 request.send().await.map_err(|error| Failure::from_http("the registry does not answer", error))?;
+            self.has_answered.store(true, Ordering::Relaxed);
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
                 StatusCode::UNAUTHORIZED if ours && !logged_in => {
@@ -284,12 +295,14 @@ impl Client {
                     reason: format!("{host} limits the rate of requests{hint}"),
                     source: None,
                     after: after.map(Duration::from_secs),
+                    is_refused: false,
                 })
             }
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => Failure::Again(Again {
                 reason: format!("{host} answers {status} {said}").trim_end().to_owned(),
                 source: None,
                 after: after.map(Duration::from_secs),
+                is_refused: false,
             }),
             status => {
                 let reason = format!("{host} answers {status} {said}").trim_end().to_owned();
@@ -357,7 +370,7 @@ async fn probe(http: &reqwest::Client, bases: Vec<Url>, subject: &str) -> Result
                 source: again.source,
             });
         }
-        backoff.wait("reach", subject, again, "is it running?").await?;
+        backoff.wait_for_first_answer("reach", subject, again, "is it running?").await?;
     }
 }
 

@@ -27,11 +27,13 @@ pub(crate) struct Again {
     pub(crate) source: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// How long the registry asks to wait.
     pub(crate) after: Option<Duration>,
+    /// Nothing listens where the registry should be.
+    pub(crate) is_refused: bool,
 }
 
 impl Failure {
     pub(crate) fn again(reason: &str) -> Failure {
-        Failure::Again(Again { reason: reason.to_owned(), source: None, after: None })
+        Failure::Again(Again { reason: reason.to_owned(), source: None, after: None, is_refused: false })
     }
 
     pub(crate) fn from_http(reason: &str, error: reqwest::Error) -> Failure {
@@ -47,8 +49,11 @@ impl Again {
         while let Some(next) = cause.source() {
             cause = next;
         }
+        let is_refused = cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
         let reason = format!("{reason} ({})", printable(&cause.to_string()));
-        Again { reason, source: Some(Box::new(error)), after: None }
+        Again { reason, source: Some(Box::new(error)), after: None, is_refused }
     }
 }
 
@@ -60,6 +65,22 @@ pub(crate) struct Backoff {
 impl Backoff {
     pub(crate) fn new() -> Backoff {
         Backoff { failures: 0 }
+    }
+
+    /// As [`wait`](Self::wait), while the registry has not answered anything yet: where nothing listens, trying for seconds
+    /// helps nobody who mistyped a port. One more try is for a registry that is being restarted.
+    pub(crate) async fn wait_for_first_answer(
+        &mut self,
+        operation: &'static str,
+        subject: &str,
+        again: Again,
+        came: &str,
+    ) -> Result<(), Error> {
+        if again.is_refused && self.failures > 0 {
+            let reason = format!("{}: check that it runs, and its name and port", again.reason);
+            return Err(Error::Unavailable { operation, subject: subject.to_owned(), reason, source: again.source });
+        }
+        self.wait(operation, subject, again, came).await
     }
 
     /// Waits before the next try, or gives up. `came` says how far it got.
