@@ -50,6 +50,8 @@ pub use error::Error;
 pub use owners::{Owned, ReadDevice, owners};
 pub use plan::{Content, Plan, Run, RunSource, Sink};
 pub use tree::{Kind, Node, NodeId, Options, Placement, Segment, Timestamp, Tree};
+pub use validate::{MAX_DEPTH, MAX_FILE_BYTES, MAX_LINKS};
+pub use xattr::{check_xattrs, has_xattr_namespace};
 
 /// Bytes of a block, the unit of allocation. Part of the format: 4 KiB is also the page size of the machines we run on.
 pub const BLOCK_SIZE: u64 = 4096;

@@ -2,11 +2,13 @@
 
 use crate::{BLOCK_SIZE, Error, Kind, Node, Placement, Tree};
 
-/// The longest chain of directories: names of one byte in a path of 4096.
-const MAX_DEPTH: usize = 2048;
-/// 32-bit logical block numbers.
+/// Directories in a chain, the root included: names of one byte in a path of 4096.
+pub const MAX_DEPTH: usize = 2048;
+/// Largest file in bytes: logical block numbers have 32 bits.
+pub const MAX_FILE_BYTES: u64 = MAX_FILE_BLOCKS * BLOCK_SIZE;
+/// Names that one file may have (the kernel's `EXT4_LINK_MAX`).
+pub const MAX_LINKS: u32 = 65000;
 const MAX_FILE_BLOCKS: u64 = u32::MAX as u64;
-const MAX_LINKS: u32 = 65000;
 
 /// What walking the tree tells about each node.
 #[derive(Debug)]

@@ -54,6 +54,21 @@ const PREFIXES: [(&[u8], u8); 6] = [
     (b"system.", 7),
 ];
 
+/// Whether ext4 can keep attributes of this name at all: `user.`, `trusted.`, `security.` and `system.`.
+pub fn has_xattr_namespace(name: &[u8]) -> bool {
+    prefix(name).is_some()
+}
+
+/// Checks the extended attributes of one node, as [`crate::Node::xattrs`] has them, so that they can be refused where their
+/// source is known.
+///
+/// # Errors
+/// What ext4 cannot keep: an unknown namespace, a name that is too long, a malformed access control list, or more than
+/// fits into the inode and one block of 4096 bytes.
+pub fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), String> {
+    Attributes::new(xattrs).map(|_| ())
+}
+
 impl Attributes {
     /// Encodes the attributes of a node; the error says what ext4 cannot keep.
     pub(crate) fn new(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, String> {
@@ -128,17 +143,16 @@ fn fill_entries(area: &mut [u8], start: usize, attributes: &[Attribute], hash: i
     }
 }
 
+fn prefix(name: &[u8]) -> Option<(&'static [u8], u8)> {
+    let fits = |prefix: &[u8], index| if matches!(index, 2 | 3) { name == prefix } else { name.starts_with(prefix) };
+    PREFIXES.into_iter().find(|(prefix, index)| fits(prefix, *index))
+}
+
 fn encode(name: &[u8], value: &[u8]) -> Result<Attribute, String> {
     let shown = || String::from_utf8_lossy(name).into_owned();
-    let (prefix, index) = PREFIXES
-        .into_iter()
-        .find(|(prefix, index)| if matches!(index, 2 | 3) { name == *prefix } else { name.starts_with(prefix) })
-        .ok_or_else(|| {
-            format!(
-                "extended attribute {:?} is of no namespace that ext4 knows (user, trusted, security, system)",
-                shown()
-            )
-        })?;
+    let (prefix, index) = prefix(name).ok_or_else(|| {
+        format!("extended attribute {:?} is of no namespace that ext4 knows (user, trusted, security, system)", shown())
+    })?;
     let rest = &name[prefix.len()..];
     if rest.is_empty() != matches!(index, 2 | 3) || rest.len() > 255 || rest.contains(&0) {
         return Err(format!("extended attribute {:?} has a name that ext4 cannot keep", shown()));
@@ -170,4 +184,24 @@ fn acl_to_disk(value: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(disk)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn attributes_are_checked_without_a_tree() {
+        let check = |name: &[u8], length| check_xattrs(&[(name.to_vec(), vec![7; length])]);
+        // A block less its header of 32 bytes, the 4 zero bytes behind the entries, and an entry of 16 bytes and its name.
+        assert_eq!(check(b"user.name", 4096 - 32 - 4 - 20), Ok(()));
+        assert!(check(b"user.name", 4096 - 32 - 4 - 19).unwrap_err().contains("do not fit one block of 4096 bytes"));
+        assert!(check(b"com.apple.quarantine", 1).unwrap_err().contains("no namespace"));
+        assert!(check(b"system.posix_acl_access", 5).unwrap_err().contains("not a valid access control list"));
+        for (name, known) in [("user.a", true), ("security.capability", true), ("com.apple.a", false), ("user", false)]
+        {
+            assert_eq!(has_xattr_namespace(name.as_bytes()), known, "{name}");
+        }
+    }
 }

@@ -12,13 +12,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs as sys;
-use snowmelt_ext4::Timestamp;
+use snowmelt_ext4::{Timestamp, check_xattrs, has_xattr_namespace};
 
+use crate::dropped::Dropped;
 use crate::error::Error;
 use crate::flatten::Progress;
 use crate::merge::{Body, ImageTree, Index, MergedTree, ROOT};
 use crate::spool::{Content, Spool, SpoolWriter};
-use crate::tar_entries::{MAX_XATTR_BYTES, Metadata};
+use crate::tar_entries::{MAX_FILE_BYTES, MAX_XATTR_BYTES, Metadata, Xattrs};
 
 const READ_BYTES: usize = 256 << 10;
 /// Longest list of extended attribute names in bytes (the kernel's `XATTR_LIST_MAX`).
@@ -32,6 +33,7 @@ struct Walk<'a> {
     spool: SpoolWriter,
     /// Nodes of files with several names, by device and inode.
     links: BTreeMap<(u64, u64), Index>,
+    dropped: Dropped,
     spool_directory: &'a Path,
     progress: ProgressSink<'a>,
     buffer: Vec<u8>,
@@ -44,27 +46,34 @@ pub(crate) fn read(
     progress: ProgressSink<'_>,
 ) -> Result<(ImageTree, Spool), Error> {
     let write_error = |error| Error::io("store contents of files in", spool_directory, error);
-    let mut walk = Walk {
-        tree: MergedTree::new(),
-        spool: SpoolWriter::create(spool_directory, 0).map_err(write_error)?,
-        links: BTreeMap::new(),
-        spool_directory,
-        progress,
-        buffer: vec![0; READ_BYTES],
-    };
     // The path itself may be a symlink; what is in it may not.
     let root = fs::canonicalize(path).map_err(|error| missing(path, error))?;
     let host = fs::metadata(&root).map_err(|error| missing(path, error))?;
     if !host.is_dir() {
         return Err(Error::invalid(format!("dir:{}", path.display()), "it is not a directory"));
     }
-    walk.tree.set_root_metadata(metadata(&root, &host)?);
+    let mut walk = Walk {
+        tree: MergedTree::new(),
+        spool: SpoolWriter::create(spool_directory, 0).map_err(write_error)?,
+        links: BTreeMap::new(),
+        dropped: Dropped::default(),
+        spool_directory,
+        progress,
+        buffer: vec![0; READ_BYTES],
+    };
+    let metadata = walk.metadata(&root, &host)?;
+    walk.tree.set_root_metadata(metadata);
     // Directories still to read; an explicit stack, since the depth is the host's choice.
-    let mut pending = vec![(root, ROOT)];
+    let mut pending = vec![(root.clone(), ROOT)];
     while let Some((directory, node)) = pending.pop() {
         walk.directory(&directory, node, &mut pending)?;
     }
-    Ok((walk.tree.finish(), walk.spool.finish().map_err(write_error)?))
+    walk.dropped.warn();
+    let image = walk
+        .tree
+        .finish()
+        .map_err(|misfit| Error::invalid(format!("{}{}", root.display(), misfit.path), misfit.reason))?;
+    Ok((image, walk.spool.finish().map_err(write_error)?))
 }
 
 impl Walk<'_> {
@@ -83,7 +92,7 @@ impl Walk<'_> {
                 self.tree.link(node, &name, first);
                 continue;
             }
-            let metadata = metadata(&path, &host)?;
+            let metadata = self.metadata(&path, &host)?;
             let body = self.body(&path, &host)?;
             let child = self
                 .tree
@@ -121,7 +130,30 @@ impl Walk<'_> {
         })
     }
 
+    fn metadata(&mut self, path: &Path, host: &HostMetadata) -> Result<Metadata, Error> {
+        let mut xattrs = xattrs(path).map_err(|error| Error::io("read extended attributes of", path, error))?;
+        xattrs.retain(|(name, _)| {
+            let is_kept = has_xattr_namespace(name);
+            if !is_kept {
+                self.dropped.add_xattr(&path.display().to_string(), name);
+            }
+            is_kept
+        });
+        check_xattrs(&xattrs).map_err(|reason| Error::invalid(path.display().to_string(), reason))?;
+        Ok(Metadata {
+            mode: (host.mode() & 0o7777) as u16,
+            uid: host.uid(),
+            gid: host.gid(),
+            mtime: Timestamp { seconds: host.mtime(), nanoseconds: host.mtime_nsec() as u32 },
+            xattrs,
+        })
+    }
+
     fn content(&mut self, path: &Path, host: &HostMetadata) -> Result<Content, Error> {
+        if host.len() > MAX_FILE_BYTES {
+            let reason = format!("it has {} bytes, the limit is {MAX_FILE_BYTES}", host.len());
+            return Err(Error::invalid(path.display().to_string(), reason));
+        }
         let failed = |error| Error::io("read", path, error);
         // Something else may take the file's place between looking and opening: neither follow nor wait for it.
         let flags = (sys::OFlags::NOFOLLOW | sys::OFlags::NONBLOCK).bits() as i32;
@@ -184,18 +216,8 @@ fn next_data(file: &File, position: u64, length: u64) -> io::Result<(u64, u64)> 
     Ok((start, end))
 }
 
-fn metadata(path: &Path, host: &HostMetadata) -> Result<Metadata, Error> {
-    Ok(Metadata {
-        mode: (host.mode() & 0o7777) as u16,
-        uid: host.uid(),
-        gid: host.gid(),
-        mtime: Timestamp { seconds: host.mtime(), nanoseconds: host.mtime_nsec() as u32 },
-        xattrs: xattrs(path).map_err(|error| Error::io("read extended attributes of", path, error))?,
-    })
-}
-
 /// All extended attributes but those that speak of this host: its SELinux labels and its overlay mounts.
-fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(path: &Path) -> io::Result<Xattrs> {
     let mut list = vec![0; 1024];
     let length = loop {
         match sys::llistxattr(path, &mut list[..]) {

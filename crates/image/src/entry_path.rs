@@ -39,6 +39,10 @@ impl EntryPath {
         Ok(EntryPath(components.join(&b'/')))
     }
 
+    pub(crate) fn byte_count(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn is_root(&self) -> bool {
         self.0.is_empty()
     }

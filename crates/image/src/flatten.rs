@@ -12,10 +12,11 @@ use snowmelt_ext4::{BLOCK_SIZE, NodeId, Options, Plan};
 
 use crate::config::ImageConfig;
 use crate::directory;
+use crate::dropped::Dropped;
 use crate::error::Error;
 use crate::layers::{self, ReadLayer};
 use crate::layout::{self, PlacementKind};
-use crate::merge::{ImageTree, MergedTree};
+use crate::merge::{ImageTree, MergedTree, Misfit};
 use crate::sources::Source;
 use crate::spool::{Content, Spool};
 use crate::tree_digest;
@@ -93,9 +94,10 @@ pub struct FileContent {
 /// [`Error::Io`] is a failure of the spool directory.
 pub fn flatten(source: &dyn Source, options: &FlattenOptions<'_>) -> Result<FlatImage, Error> {
     check(options)?;
-    let compressed_bytes = source.layers().iter().map(|layer| layer.size).sum();
+    let compressed_bytes = compressed_bytes(source)?;
     report(options, Progress::LayersTotal { compressed_bytes });
     let layers = layers::read_all(source, options.spool_directory, options.progress)?;
+    warn_of_dropped(source, &layers);
     let (image, spools) = merge(source, layers)?;
     let digest = source.manifest_digest().map(str::to_owned);
     plan(image, spools, source.config().clone(), digest, options)
@@ -112,6 +114,26 @@ pub fn flatten_directory(path: &Path, config: ImageConfig, options: &FlattenOpti
     plan(image, vec![spool], config, None, options)
 }
 
+/// Sizes come from the manifest, which may say anything.
+fn compressed_bytes(source: &dyn Source) -> Result<u64, Error> {
+    let mut sum = 0_u64;
+    for (index, layer) in source.layers().iter().enumerate() {
+        sum = sum.checked_add(layer.size).ok_or_else(|| {
+            let reason = format!("it has {} bytes, which with the layers below is more than 2^64", layer.size);
+            Error::invalid(layers::layer_subject(source, index), reason)
+        })?;
+    }
+    Ok(sum)
+}
+
+fn warn_of_dropped(source: &dyn Source, layers: &[ReadLayer]) {
+    let mut all = Dropped::default();
+    for (index, layer) in layers.iter().enumerate() {
+        all.add_part(&layers::layer_subject(source, index), layer.dropped.clone());
+    }
+    all.warn();
+}
+
 /// Applies layers in order. Entries are dropped as they are applied; contents stay in the spools.
 fn merge(source: &dyn Source, layers: Vec<ReadLayer>) -> Result<(ImageTree, Vec<Spool>), Error> {
     let mut tree = MergedTree::new();
@@ -121,13 +143,17 @@ fn merge(source: &dyn Source, layers: Vec<ReadLayer>) -> Result<(ImageTree, Vec<
         for entry in layer.entries {
             let path = entry.entry.path.clone();
             tree.apply(entry).map_err(|reason| {
-                let digest = &source.layers()[index].digest;
-                Error::invalid(format!("layer {index} ({digest}), entry {path}"), reason)
+                Error::invalid(format!("{}, entry {path}", layers::layer_subject(source, index)), reason)
             })?;
         }
         spools.push(layer.spool);
     }
-    Ok((tree.finish(), spools))
+    let image = tree.finish().map_err(|Misfit { layer, path, reason }| {
+        // Only what no layer wrote has none: the root, which fits.
+        let layer = layers::layer_subject(source, layer.unwrap_or(0));
+        Error::invalid(format!("{layer}, entry {path}"), reason)
+    })?;
+    Ok((image, spools))
 }
 
 fn plan(

@@ -3,6 +3,7 @@
 mod config;
 mod digest;
 mod directory;
+mod dropped;
 mod entry_path;
 mod error;
 mod flatten;

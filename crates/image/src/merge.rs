@@ -9,9 +9,9 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use snowmelt_ext4::{Kind, Node, NodeId, Timestamp, Tree};
+use snowmelt_ext4::{Kind, MAX_DEPTH, MAX_LINKS, Node, NodeId, Timestamp, Tree};
 
 use crate::entry_path::EntryPath;
 use crate::spool::Content;
@@ -28,6 +28,21 @@ pub(crate) struct LayerEntry {
     pub(crate) entry: Entry,
     /// Present for files only.
     pub(crate) content: Option<Content>,
+}
+
+impl LayerEntry {
+    /// Bytes of its name, link target, extended attributes and sparse map: what makes one entry larger than another.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        let Entry { path, kind, metadata } = &self.entry;
+        let target = match kind {
+            EntryKind::Symlink { target } => target.len(),
+            EntryKind::HardLink { target } => target.byte_count(),
+            _ => 0,
+        };
+        let xattrs: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let ranges = self.content.as_ref().map_or(0, |content| size_of_val(&*content.ranges));
+        (path.byte_count() + target + xattrs + ranges) as u64
+    }
 }
 
 /// A node's index in [`MergedTree::nodes`].
@@ -64,6 +79,15 @@ pub(crate) struct Child {
     node: Index,
     /// The last layer that wrote this name or a path below it.
     layer: u32,
+}
+
+/// A node that no file system can hold, though each entry alone could be held.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Misfit {
+    /// The layer that wrote the name last, from 0; `None` in a source without layers.
+    pub(crate) layer: Option<usize>,
+    pub(crate) path: String,
+    pub(crate) reason: String,
 }
 
 /// The finished tree, with the content of each node.
@@ -239,22 +263,40 @@ impl MergedTree {
     }
 
     /// The tree in one order: each directory's names sorted, nodes numbered as a walk from the root meets them.
-    pub(crate) fn finish(mut self) -> ImageTree {
+    ///
+    /// # Errors
+    /// A file with more names, or a directory that is deeper, than ext4 takes.
+    pub(crate) fn finish(mut self) -> Result<ImageTree, Misfit> {
         let mut numbers: Vec<Option<NodeId>> = vec![None; self.nodes.len()];
         let mut order = vec![ROOT];
         numbers[ROOT as usize] = Some(NodeId(0));
         // Depth first, without recursion: the depth is the image's choice.
-        let mut walks = vec![self.walk(ROOT)];
+        let mut walks = vec![self.children(ROOT).iter()];
+        let mut path: Vec<&[u8]> = Vec::new();
+        let mut links: HashMap<Index, u32> = HashMap::new();
         while let Some(walk) = walks.last_mut() {
-            let Some(node) = walk.next() else {
+            let Some((name, child)) = walk.next() else {
                 walks.pop();
+                path.pop();
                 continue;
             };
+            let node = child.node;
             if numbers[node as usize].is_none() {
                 numbers[node as usize] = Some(NodeId(order.len() as u32));
                 order.push(node);
                 if self.is_directory(node) {
-                    walks.push(self.walk(node));
+                    if walks.len() >= MAX_DEPTH {
+                        return Err(child.misfit(&path, name, format!("it lies in {MAX_DEPTH} directories or more")));
+                    }
+                    walks.push(self.children(node).iter());
+                    path.push(name);
+                }
+            } else {
+                // The second name is the first that is met here.
+                let links = links.entry(node).or_insert(1);
+                *links += 1;
+                if *links > MAX_LINKS {
+                    return Err(child.misfit(&path, name, format!("its file has more than {MAX_LINKS} hard links")));
                 }
             }
         }
@@ -267,11 +309,18 @@ impl MergedTree {
             tree.nodes.push(node);
             contents.push(content);
         }
-        ImageTree { tree, contents }
+        Ok(ImageTree { tree, contents })
     }
+}
 
-    fn walk(&self, directory: Index) -> std::vec::IntoIter<Index> {
-        self.children(directory).values().map(|child| child.node).collect::<Vec<_>>().into_iter()
+impl Child {
+    fn misfit(self, directory: &[&[u8]], name: &[u8], reason: String) -> Misfit {
+        let mut path = String::new();
+        for name in directory.iter().copied().chain([name]) {
+            path.push('/');
+            path.extend(name.escape_ascii().map(char::from));
+        }
+        Misfit { layer: (self.layer as usize).checked_sub(1), path, reason }
     }
 }
 

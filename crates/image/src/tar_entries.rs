@@ -15,8 +15,9 @@ mod tests;
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use snowmelt_ext4::Timestamp;
+use snowmelt_ext4::{Timestamp, check_xattrs, has_xattr_namespace};
 
+use crate::dropped::Dropped;
 use crate::entry_path::{EntryPath, MAX_PATH};
 pub(crate) use header::TAR_BLOCK;
 use header::{Header, until_nul};
@@ -26,8 +27,7 @@ use pax::Extended;
 const MAX_EXTENDED_BYTES: u64 = 1 << 20;
 /// Longest value of one extended attribute in bytes (the kernel's `XATTR_SIZE_MAX`).
 pub(crate) const MAX_XATTR_BYTES: usize = 64 << 10;
-/// Largest file in bytes: what ext4 with blocks of 4 KiB can hold (2^32 blocks).
-pub(crate) const MAX_FILE_BYTES: u64 = 1 << 44;
+pub(crate) use snowmelt_ext4::MAX_FILE_BYTES;
 /// Longest symlink target in bytes that ext4 stores (a block less its terminator).
 pub(crate) const MAX_SYMLINK_BYTES: usize = 4095;
 const READ_BUFFER_BYTES: usize = 256 << 10;
@@ -66,6 +66,9 @@ pub(crate) struct EntryError {
     pub(crate) problem: Problem,
 }
 
+/// Extended attributes: names and values.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What every kind of entry has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Metadata {
@@ -74,7 +77,7 @@ pub(crate) struct Metadata {
     pub(crate) gid: u32,
     pub(crate) mtime: Timestamp,
     /// Full names, sorted.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Xattrs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +138,7 @@ pub(crate) struct TarReader<R> {
     body: Body,
     entries: u64,
     current: String,
+    dropped: Dropped,
 }
 
 impl<R: Read> TarReader<R> {
@@ -145,6 +149,7 @@ impl<R: Read> TarReader<R> {
             body: Body::default(),
             entries: 0,
             current: String::new(),
+            dropped: Dropped::default(),
         }
     }
 
@@ -164,6 +169,11 @@ impl<R: Read> TarReader<R> {
     /// Names the current entry.
     pub(crate) fn error(&self, problem: Problem) -> EntryError {
         EntryError { entry: self.current.clone(), problem }
+    }
+
+    /// What was left out of the entries so far.
+    pub(crate) fn take_dropped(&mut self) -> Dropped {
+        std::mem::take(&mut self.dropped)
     }
 
     /// The stream, for reading on after an error.
@@ -285,6 +295,7 @@ impl<R: Read> TarReader<R> {
                 return Err(Problem::malformed("an entry that is no file has a sparse map"));
             }
         }
+        let xattrs = self.xattrs(&mut extended, &kind)?;
         let metadata = Metadata {
             mode: header.mode()?,
             uid: extended.uid.map_or_else(|| header.uid(), Ok)?,
@@ -293,9 +304,29 @@ impl<R: Read> TarReader<R> {
                 Some(mtime) => mtime,
                 None => Timestamp { seconds: header.mtime()?, nanoseconds: 0 },
             },
-            xattrs: extended.take_xattrs(),
+            xattrs,
         };
         Ok(Entry { path, kind, metadata })
+    }
+
+    /// What the image keeps of the entry's extended attributes. What ext4 has no room for is refused here, where the entry is
+    /// known and before memory is full of it.
+    fn xattrs(&mut self, extended: &mut Extended, kind: &EntryKind) -> Result<Xattrs, Problem> {
+        let mut xattrs = extended.take_xattrs();
+        if matches!(kind, EntryKind::HardLink { .. }) {
+            // They are those of the file that the link leads to.
+            return Ok(Vec::new());
+        }
+        xattrs.retain(|name, _| {
+            let is_kept = has_xattr_namespace(name);
+            if !is_kept {
+                self.dropped.add_xattr(&self.current, name);
+            }
+            is_kept
+        });
+        let xattrs = xattrs.into_iter().collect::<Xattrs>();
+        check_xattrs(&xattrs).map_err(Problem::Unsupported)?;
+        Ok(xattrs)
     }
 
     fn file_body(&mut self, header: &Header, extended: &Extended, stored: u64) -> Result<Body, Problem> {

@@ -182,6 +182,11 @@ impl MemorySource {
         MemorySource { layers: bytes.iter().enumerate().map(describe).collect(), bytes, config: ImageConfig::default() }
     }
 
+    /// What the manifest says of the layers, to make it say something else.
+    pub(crate) fn layers_mut(&mut self) -> &mut [LayerDescriptor] {
+        &mut self.layers
+    }
+
     /// Uncompressed layers of these items.
     pub(crate) fn of(layers: &[&[Item]]) -> MemorySource {
         let archives: Vec<Vec<u8>> = layers.iter().map(|items| archive(items)).collect();

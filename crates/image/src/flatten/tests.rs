@@ -206,6 +206,17 @@ fn unusable_options_are_refused() {
     assert!(matches!(flatten(&source, &missing), Err(Error::Io { .. })));
 }
 
+/// Sizes are whatever a manifest says: their sum once overflowed.
+#[test]
+fn absurd_sizes_are_refused() {
+    let mut source = MemorySource::of(&[&[], &[], &[]]);
+    for layer in source.layers_mut() {
+        layer.size = i64::MAX as u64;
+    }
+    let error = flatten_with(&source, PlacementKind::Aligned).err().unwrap().to_string();
+    assert!(error.starts_with("layer 2 (sha256:") && error.contains("is more than 2^64"), "{error}");
+}
+
 #[test]
 fn progress_counts_every_compressed_byte() {
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -109,7 +109,7 @@ fn files_lie_where_the_rules_say() {
             tree.apply(entry).unwrap();
         }
     }
-    let image = tree.finish();
+    let image = tree.finish().unwrap();
     let placement = place(&image, PlacementKind::Aligned, CHUNK as u32);
     let chunk_blocks = CHUNK as u64 / BLOCK_SIZE;
     let mut used = vec![false; placement.blocks as usize];

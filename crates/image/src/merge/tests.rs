@@ -20,7 +20,7 @@ fn merge(layers: &[&[Item]]) -> ImageTree {
             tree.apply(entry).unwrap();
         }
     }
-    tree.finish()
+    tree.finish().unwrap()
 }
 
 /// Every path with a letter for its type, such as `d /etc`; files with their size, symlinks with their target, and a
@@ -214,6 +214,29 @@ fn errors_name_layer_and_entry() {
     assert!(message.contains("leaves the root"), "{message}");
     assert!(error(&[&[file(".wh.", 0)]]).contains("whiteout"));
     assert!(error(&[&[file("d/.wh...", 0)]]).contains("whiteout"));
+}
+
+/// Only the plan of the file system refused these, when it no longer knew where they came from.
+#[test]
+fn what_ext4_cannot_hold_names_layer_and_entry() {
+    let mut upper = vec![file("a", 1)];
+    upper.extend((0..65_000).map(|number| Item::hard_link(format!("links/{number:05}"), "a")));
+    let message = error(&[&[dir("d")], &upper]);
+    assert!(message.starts_with("layer 1 (sha256:0000"), "{message}");
+    assert!(
+        message.ends_with("entry /links/64999 cannot be used: its file has more than 65000 hard links"),
+        "{message}"
+    );
+    // What a later layer removes does not count.
+    assert_eq!(merge(&[&upper, &[file(".wh.links", 0)]]).tree.nodes.len(), 2);
+
+    let message = error(&[&[file("f", 1)], &[dir(&"d/".repeat(2048))]]);
+    assert!(message.starts_with("layer 1 (") && message.ends_with("it lies in 2048 directories or more"), "{message}");
+    merge(&[&[dir(&"d/".repeat(2047))]]);
+
+    let large = Item::file("x", "").with_pax("SCHILY.xattr.user.a", vec![b'x'; 5000]);
+    let message = error(&[&[dir("ok")], &[large]]);
+    assert!(message.starts_with("layer 1 (") && message.contains("entry x cannot be used: its extended"), "{message}");
 }
 
 #[test]

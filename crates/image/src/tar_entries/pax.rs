@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use snowmelt_ext4::Timestamp;
+use snowmelt_ext4::{Timestamp, has_xattr_namespace};
 
 use super::{MAX_XATTR_BYTES, Problem};
+
+/// Bytes of names and values that the headers of one entry may give, before what ext4 can keep is checked exactly. Global
+/// headers add up, so each of them being bounded is not enough.
+const MAX_XATTRS_BYTES: usize = 256 << 10;
 
 /// What extended headers say about the next entry.
 #[derive(Clone, Default)]
@@ -55,12 +59,25 @@ impl Extended {
                 return Err(Problem::malformed(format!("global header sets `{}`", lossy(key))));
             }
             self.apply_record(key, value)
-        })
+        })?;
+        self.check_xattrs_bytes()
     }
 
     /// Applies a local header's records; later records win.
     pub(super) fn apply_local(&mut self, records: &[u8]) -> Result<(), Problem> {
-        for_each_record(records, |key, value| self.apply_record(key, value))
+        for_each_record(records, |key, value| self.apply_record(key, value))?;
+        self.check_xattrs_bytes()
+    }
+
+    fn check_xattrs_bytes(&self) -> Result<(), Problem> {
+        let all = self.schily_xattrs.iter().chain(&self.libarchive_xattrs);
+        let total: usize = all.map(|(name, value)| name.len() + value.len()).sum();
+        if total > MAX_XATTRS_BYTES {
+            return Err(Problem::unsupported(format!(
+                "extended attributes of {total} bytes, the limit is {MAX_XATTRS_BYTES}"
+            )));
+        }
+        Ok(())
     }
 
     fn apply_record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Problem> {
@@ -107,21 +124,25 @@ impl Extended {
         Ok(())
     }
 
-    /// All extended attributes, sorted by name.
-    pub(super) fn take_xattrs(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    /// All extended attributes, by name. Those of namespaces that Linux does not have are without a value.
+    pub(super) fn take_xattrs(&mut self) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let mut all = std::mem::take(&mut self.libarchive_xattrs);
         all.append(&mut self.schily_xattrs);
-        all.into_iter().collect()
+        all
     }
 }
 
-fn set_xattr(xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, name: Vec<u8>, value: Vec<u8>) -> Result<(), Problem> {
+fn set_xattr(xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, name: Vec<u8>, mut value: Vec<u8>) -> Result<(), Problem> {
     // The kernel's limits: XATTR_NAME_MAX and XATTR_SIZE_MAX (linux/limits.h).
     if name.is_empty() || name.len() > 255 || name.contains(&0) {
         return Err(Problem::malformed(format!(
             "extended attribute name `{}` is empty, too long or holds a NUL",
             lossy(&name)
         )));
+    }
+    if !has_xattr_namespace(&name) {
+        // A resource fork of a Mac may be large, and is left out anyway.
+        value = Vec::new();
     }
     if value.len() > MAX_XATTR_BYTES {
         return Err(Problem::malformed(format!(

@@ -167,12 +167,40 @@ fn xattrs_of_both_spellings() {
             (b"user.b".to_vec(), b"\x00\xff\n=raw".to_vec()),
         ]
     );
-    let largest = vec![b'x'; MAX_XATTR_BYTES];
+    // What fits a block of ext4; more is refused where the entry is known.
+    let largest = vec![b'x'; 4000];
     assert_eq!(one(Item::file("f", "").with_pax("SCHILY.xattr.user.a", &largest)).metadata.xattrs[0].1, largest);
+    assert!(
+        refused(Item::file("f", "").with_pax("SCHILY.xattr.user.a", [b'x'; 4096])).contains("do not fit one block")
+    );
+    let many = (0..300)
+        .fold(Item::file("f", ""), |item, number| item.with_pax(&format!("SCHILY.xattr.user.{number}"), [b'x'; 1000]));
+    assert!(refused(many).contains("the limit is 262144"));
     let larger = vec![b'x'; MAX_XATTR_BYTES + 1];
     assert!(refused(Item::file("f", "").with_pax("SCHILY.xattr.user.a", larger)).contains("the limit is"));
     assert!(refused(Item::file("f", "").with_pax("LIBARCHIVE.xattr.user.%4", "")).contains("escape"));
     assert!(refused(Item::file("f", "").with_pax("LIBARCHIVE.xattr.user.a", "*")).contains("base64"));
+}
+
+/// Archives from a Mac have such attributes at every file; one of them once failed the whole image.
+#[test]
+fn attributes_of_other_systems_are_left_out_and_counted() {
+    let mac = |name: &str| {
+        Item::file(name, "")
+            .with_pax("SCHILY.xattr.com.apple.ResourceFork", vec![b'x'; 100_000])
+            .with_pax("LIBARCHIVE.xattr.com.apple.quarantine", "MDA4MQ")
+            .with_pax("SCHILY.xattr.com.apple.quarantine", "0081")
+            .with_pax("SCHILY.xattr.user.a", "1")
+    };
+    let bytes = archive(&[mac("a"), mac("b")]);
+    let mut reader = TarReader::new(&bytes[..]);
+    for _ in 0..2 {
+        assert_eq!(reader.next_entry().unwrap().unwrap().metadata.xattrs, [(b"user.a".to_vec(), b"1".to_vec())]);
+    }
+    assert_eq!(
+        reader.take_dropped().xattrs_text().unwrap(),
+        "left out 4 extended attributes of namespaces that Linux does not have, the first com.apple.ResourceFork of a"
+    );
 }
 
 #[test]

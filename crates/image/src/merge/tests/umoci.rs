@@ -95,7 +95,7 @@ fn ours(layers: &[Vec<Item>]) -> Result<Vec<Line>, String> {
             tree.apply(entry)?;
         }
     }
-    Ok(describe(&tree.finish()))
+    Ok(describe(&tree.finish().map_err(|misfit| misfit.reason)?))
 }
 
 fn umocis(directory: &Path, layers: &[Vec<Item>]) -> Result<Vec<Line>, String> {
