@@ -1,10 +1,11 @@
 //! What of a source's metadata an image leaves out, as other container tools do, instead of being refused for it: counted,
 //! and told once for an image, since an archive from a Mac has it at every file.
 
-/// Extended attributes that were left out.
+/// Extended attributes and access control lists that were left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dropped {
     xattrs: Kind,
+    acls: Kind,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,15 +30,24 @@ impl Dropped {
         self.xattrs.add(1, || format!("{} of {entry}", name.escape_ascii()));
     }
 
+    /// An access control list that can't be used, and why.
+    pub(crate) fn add_acl(&mut self, entry: &str, reason: &str) {
+        self.acls.add(1, || format!("that of {entry}: {reason}"));
+    }
+
     /// Adds what was left out of a part of the image, such as a layer.
     pub(crate) fn add_part(&mut self, part: &str, dropped: Dropped) {
-        let Kind { count, first } = dropped.xattrs;
-        self.xattrs.add(count, || format!("in {part}, {}", first.unwrap_or_default()));
+        for (sum, kind) in [(&mut self.xattrs, dropped.xattrs), (&mut self.acls, dropped.acls)] {
+            sum.add(kind.count, || format!("in {part}, {}", kind.first.unwrap_or_default()));
+        }
     }
 
     /// Tells of it, if there is anything to tell.
     pub(crate) fn warn(&self) {
         if let Some(text) = self.xattrs_text() {
+            tracing::warn!("{text}");
+        }
+        if let Some(text) = self.acls_text() {
             tracing::warn!("{text}");
         }
     }
@@ -47,5 +57,11 @@ impl Dropped {
         let first = self.xattrs.first.as_ref()?;
         let count = self.xattrs.count;
         Some(format!("left out {count} extended attributes of namespaces that Linux does not have, the first {first}"))
+    }
+
+    /// The warning of access control lists.
+    pub(crate) fn acls_text(&self) -> Option<String> {
+        let first = self.acls.first.as_ref()?;
+        Some(format!("left out {} access control lists, the first {first}", self.acls.count))
     }
 }

@@ -7,6 +7,7 @@
 //! Understood are V7, ustar, star and GNU headers, PAX (local and global), GNU long names, sparse files (old GNU and
 //! PAX 0.0, 0.1, 1.0), and base-256 numbers. A body streams through [`TarReader::copy_body`].
 
+mod acl;
 mod header;
 mod pax;
 mod sparse;
@@ -295,9 +296,10 @@ impl<R: Read> TarReader<R> {
                 return Err(Problem::malformed("an entry that is no file has a sparse map"));
             }
         }
-        let xattrs = self.xattrs(&mut extended, &kind)?;
+        let mode = header.mode()?;
+        let xattrs = self.xattrs(&mut extended, &kind, mode)?;
         let metadata = Metadata {
-            mode: header.mode()?,
+            mode,
             uid: extended.uid.map_or_else(|| header.uid(), Ok)?,
             gid: extended.gid.map_or_else(|| header.gid(), Ok)?,
             mtime: match extended.mtime {
@@ -309,9 +311,9 @@ impl<R: Read> TarReader<R> {
         Ok(Entry { path, kind, metadata })
     }
 
-    /// What the image keeps of the entry's extended attributes. What ext4 has no room for is refused here, where the entry is
-    /// known and before memory is full of it.
-    fn xattrs(&mut self, extended: &mut Extended, kind: &EntryKind) -> Result<Xattrs, Problem> {
+    /// What the image keeps of the entry's extended attributes and access control lists. What ext4 has no room for is
+    /// refused here, where the entry is known and before memory is full of it.
+    fn xattrs(&mut self, extended: &mut Extended, kind: &EntryKind, mode: u16) -> Result<Xattrs, Problem> {
         let mut xattrs = extended.take_xattrs();
         if matches!(kind, EntryKind::HardLink { .. }) {
             // They are those of the file that the link leads to.
@@ -324,6 +326,20 @@ impl<R: Read> TarReader<R> {
             }
             is_kept
         });
+        let values = [
+            (&b"system.posix_acl_access"[..], extended.access_acl.take().map(|text| acl::access(&text, kind, mode))),
+            (b"system.posix_acl_default", extended.default_acl.take().map(|text| acl::default(&text, kind).map(Some))),
+        ];
+        for (name, value) in values {
+            match value {
+                // The binary form, where the archive has that too, is exact.
+                Some(Ok(Some(value))) => {
+                    xattrs.entry(name.to_vec()).or_insert(value);
+                }
+                Some(Err(reason)) => self.dropped.add_acl(&self.current, &reason),
+                Some(Ok(None)) | None => {}
+            }
+        }
         let xattrs = xattrs.into_iter().collect::<Xattrs>();
         check_xattrs(&xattrs).map_err(Problem::Unsupported)?;
         Ok(xattrs)

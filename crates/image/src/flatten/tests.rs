@@ -217,6 +217,34 @@ fn absurd_sizes_are_refused() {
     assert!(error.starts_with("layer 2 (sha256:") && error.contains("is more than 2^64"), "{error}");
 }
 
+/// GNU tar and star write access control lists as text. The image has what the kernel gives for the same tree.
+#[test]
+fn access_control_lists_of_gnu_tar() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    std::fs::create_dir(path("d")).unwrap();
+    std::fs::write(path("f"), "x").unwrap();
+    std::fs::write(path("plain"), "x").unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(root.path()).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    // Ids that have no name here, so that tar writes the numbers.
+    run("setfacl", &["-m", "u:54321:rwx,u:54320:r,g:54322:r", "f"]);
+    run("setfacl", &["-m", "d:u:54321:rx,u:54323:x", "d"]);
+    let tar = run("tar", &["--format=pax", "--acls", "--numeric-owner", "-cf", "-", "."]);
+    assert!(tar.windows(17).any(|bytes| bytes == b"SCHILY.acl.access"));
+    let spools = tempfile::tempdir().unwrap();
+    let image = flatten_directory(root.path(), ImageConfig::default(), &options(spools.path())).unwrap();
+    let layered = flatten_with(&MemorySource::new(&[tar], Compression::None), PlacementKind::Aligned).unwrap();
+    assert_eq!(image_digest(&image), image_digest(&layered));
+    let file = write_image(&layered);
+    fsck(file.path());
+    let listing = String::from_utf8_lossy(&debugfs(file.path(), "ea_list /d")).into_owned();
+    assert!(listing.contains("posix_acl_access") && listing.contains("posix_acl_default"), "{listing}");
+}
+
 #[test]
 fn progress_counts_every_compressed_byte() {
     use std::sync::atomic::{AtomicU64, Ordering};

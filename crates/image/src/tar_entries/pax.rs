@@ -28,6 +28,10 @@ pub(super) struct Extended {
     schily_xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// `LIBARCHIVE.xattr.*`: the same, encoded; only used for names that the former lacks.
     libarchive_xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// `SCHILY.acl.access`, as text.
+    pub(super) access_acl: Option<Vec<u8>>,
+    /// `SCHILY.acl.default`, as text.
+    pub(super) default_acl: Option<Vec<u8>>,
     pub(super) sparse: SparseRecords,
 }
 
@@ -90,6 +94,8 @@ impl Extended {
             b"mtime" => self.mtime = optional(value, timestamp)?,
             b"SCHILY.devmajor" => self.device_major = optional(value, |value| decimal32(key, value))?,
             b"SCHILY.devminor" => self.device_minor = optional(value, |value| decimal32(key, value))?,
+            b"SCHILY.acl.access" => self.access_acl = acl_text(key, value)?,
+            b"SCHILY.acl.default" => self.default_acl = acl_text(key, value)?,
             b"SCHILY.realsize" => {
                 return Err(Problem::unsupported("star's own sparse format (SCHILY.realsize) is not read"));
             }
@@ -130,6 +136,17 @@ impl Extended {
         all.append(&mut self.schily_xattrs);
         all
     }
+}
+
+fn acl_text(key: &[u8], value: &[u8]) -> Result<Option<Vec<u8>>, Problem> {
+    if value.len() > MAX_XATTR_BYTES {
+        return Err(Problem::malformed(format!(
+            "`{}` is {} bytes, the limit is {MAX_XATTR_BYTES}",
+            lossy(key),
+            value.len()
+        )));
+    }
+    Ok(if value.is_empty() { None } else { Some(value.to_vec()) })
 }
 
 fn set_xattr(xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, name: Vec<u8>, mut value: Vec<u8>) -> Result<(), Problem> {

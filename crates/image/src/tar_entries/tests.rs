@@ -204,6 +204,44 @@ fn attributes_of_other_systems_are_left_out_and_counted() {
 }
 
 #[test]
+fn access_control_lists_as_text() {
+    let list = "user::rw-,user:7:r--,group::r--,mask::r--,other::r--";
+    let names = |item: Item| {
+        let bytes = archive(&[item]);
+        let mut reader = TarReader::new(&bytes[..]);
+        let entry = reader.next_entry().unwrap().unwrap();
+        let names = entry.metadata.xattrs.into_iter().map(|(name, _)| String::from_utf8(name).unwrap());
+        (names.collect::<Vec<_>>(), reader.take_dropped().acls_text())
+    };
+    let directory = Item::directory("d").with_pax("SCHILY.acl.access", list).with_pax("SCHILY.acl.default", list);
+    assert_eq!(
+        names(directory.clone()),
+        (vec!["system.posix_acl_access".into(), "system.posix_acl_default".into()], None)
+    );
+    assert_eq!(names(directory.with_pax("SCHILY.acl.access", "").with_pax("SCHILY.acl.default", "")), (vec![], None));
+    let minimal = Item::file("f", "").with_pax("SCHILY.acl.access", "user::rw-\ngroup::r--\nother::r--\n");
+    assert_eq!(names(minimal), (vec![], None));
+    for (item, key, reason) in [
+        (Item::file("f", ""), "SCHILY.acl.default", "only directories"),
+        (Item::symlink("f", "x"), "SCHILY.acl.access", "Linux has none"),
+    ] {
+        let (names, dropped) = names(item.with_pax(key, list));
+        assert!(names.is_empty() && dropped.unwrap().contains(reason));
+    }
+    let named = Item::file("f", "").with_pax("SCHILY.acl.access", list.replace('7', "lisa"));
+    let dropped = names(named).1.unwrap();
+    assert!(dropped.starts_with("left out 1 access control lists, the first that of f: the user `lisa`"), "{dropped}");
+    // The binary form is exact.
+    let mut exact = vec![2, 0, 0, 0];
+    exact.extend([1, 0, 7, 0, 0xff, 0xff, 0xff, 0xff]);
+    let both = Item::file("f", "")
+        .with_pax("SCHILY.acl.access", list)
+        .with_pax("SCHILY.xattr.system.posix_acl_access", &exact);
+    assert_eq!(one(both).metadata.xattrs[0].1, exact);
+    assert!(refused(Item::file("f", "").with_pax("SCHILY.acl.access", vec![b','; 70_000])).contains("the limit is"));
+}
+
+#[test]
 fn gnu_long_names() {
     let (name, link) = ("n/".repeat(200), "l/".repeat(150));
     let mut bytes = Vec::new();
@@ -425,6 +463,12 @@ fn archives_of_the_tar_crate_read_the_same() {
 }
 
 proptest::proptest! {
+    #[test]
+    fn hostile_access_control_lists_never_panic(text in "[ugmod:,#\n0-9rwx-]{0,200}") {
+        let item = Item::directory("d").with_pax("SCHILY.acl.access", &text).with_pax("SCHILY.acl.default", &text);
+        proptest::prop_assert!(read(&archive(&[item])).is_ok());
+    }
+
     #[test]
     fn hostile_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..4096)) {
         let _ = read(&bytes);
