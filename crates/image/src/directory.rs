@@ -1,8 +1,9 @@
 //! The `dir:PATH` source: a directory of this machine, taken as it is.
 //!
 //! Nothing is special here: names that would be whiteouts in a layer are plain names, and symlinks are not followed.
-//! Times, owners, modes, extended attributes, devices, hard links within the directory and holes are kept. Directories
-//! are read in name order, so the image does not depend on how the host's file system keeps them.
+//! Times, owners, modes, extended attributes, devices, hard links within the directory and holes are kept. It is
+//! one file system: a directory on which another one is mounted stays, empty. Directories are read in name order, so the
+//! image does not depend on how the host's file system keeps them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata as HostMetadata};
@@ -33,6 +34,8 @@ struct Walk<'a> {
     spool: SpoolWriter,
     /// Nodes of files with several names, by device and inode.
     links: BTreeMap<(u64, u64), Index>,
+    /// The device of the one file system that is read.
+    device: u64,
     dropped: Dropped,
     spool_directory: &'a Path,
     progress: ProgressSink<'a>,
@@ -56,6 +59,7 @@ pub(crate) fn read(
         tree: MergedTree::new(),
         spool: SpoolWriter::create(spool_directory, 0).map_err(write_error)?,
         links: BTreeMap::new(),
+        device: host.dev(),
         dropped: Dropped::default(),
         spool_directory,
         progress,
@@ -99,7 +103,10 @@ impl Walk<'_> {
                 .insert(node, &name, metadata, body)
                 .map_err(|reason| Error::invalid(path.display().to_string(), reason))?;
             if host.is_dir() {
-                pending.push((path, child));
+                // Files are not compared: overlayfs gives them devices of their own.
+                if host.dev() == self.device {
+                    pending.push((path, child));
+                }
             } else if is_linked {
                 self.links.insert(key, child);
             }

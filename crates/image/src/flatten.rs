@@ -103,7 +103,8 @@ pub fn flatten(source: &dyn Source, options: &FlattenOptions<'_>) -> Result<Flat
     plan(image, spools, source.config().clone(), digest, options)
 }
 
-/// Flattens the directory `path` of this machine as it is: one file system, owners and times and attributes included.
+/// Flattens the directory `path` of this machine as it is, owners and times and attributes included. It is one file system:
+/// directories on which others are mounted stay empty.
 /// File contents are copied to the spool directory first, so the image is of one moment for each file.
 ///
 /// # Errors

@@ -245,6 +245,27 @@ fn access_control_lists_of_gnu_tar() {
     assert!(listing.contains("posix_acl_access") && listing.contains("posix_acl_default"), "{listing}");
 }
 
+/// A directory is one file system, as `tar --one-file-system` has it.
+#[test]
+fn mounts_in_a_directory_stay_empty() {
+    let root = tempfile::tempdir().unwrap();
+    let mount_point = root.path().join("mnt");
+    std::fs::create_dir(&mount_point).unwrap();
+    std::fs::write(root.path().join("outside"), "x").unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        assert!(Command::new(program).args(arguments).arg(&mount_point).status().unwrap().success(), "{program}");
+    };
+    run("mount", &["-t", "tmpfs", "-o", "mode=0711", "tmpfs"]);
+    std::fs::write(mount_point.join("inside"), "y").unwrap();
+    let spools = tempfile::tempdir().unwrap();
+    let image = flatten_directory(root.path(), ImageConfig::default(), &options(spools.path()));
+    run("umount", &[]);
+    let file = write_image(&image.unwrap());
+    assert_eq!(debugfs(file.path(), "cat /outside"), b"x");
+    assert!(String::from_utf8_lossy(&debugfs(file.path(), "stat /mnt")).contains("Mode:  0711"));
+    assert!(!String::from_utf8_lossy(&debugfs(file.path(), "ls /mnt")).contains("inside"));
+}
+
 #[test]
 fn progress_counts_every_compressed_byte() {
     use std::sync::atomic::{AtomicU64, Ordering};
