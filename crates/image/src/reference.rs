@@ -1,11 +1,12 @@
 //! Names of sources and platforms, as a user writes them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::Error;
 use crate::digest::Digest;
+use crate::sources::NO_PIPE;
 
 mod platform;
 pub use platform::Platform;
@@ -46,7 +47,7 @@ pub enum SourceRef {
         /// Which of the archive's images; not needed where it has one.
         name: Option<String>,
     },
-    /// `dir:PATH`: a directory that becomes the root as it is.
+    /// `dir:PATH`: a directory that becomes the root as it is, without what is mounted in it.
     Directory {
         /// The directory.
         path: PathBuf,
@@ -75,6 +76,11 @@ impl FromStr for SourceRef {
             return Err(invalid("there is nothing behind its last colon: add a tag, or leave the colon out".into()));
         }
         match scheme {
+            "docker-archive" if path == "-" => Err(invalid(NO_PIPE.into())),
+            "oci-archive" => {
+                let reason = "oci-archive is not supported: make it a layout with";
+                Err(invalid(format!("{reason} skopeo copy oci-archive:{rest} oci:DIR, then publish oci:DIR")))
+            }
             "oci" => Ok(SourceRef::OciLayout { path: path.into(), tag: name.map(str::to_owned) }),
             "docker-archive" => Ok(SourceRef::DockerArchive { path: path.into(), name: name.map(str::to_owned) }),
             "dir" => Ok(SourceRef::Directory { path: rest.into() }),
@@ -87,7 +93,14 @@ impl FromStr for SourceRef {
 /// What someone who left the kind out may have meant.
 fn suggestion(text: &str) -> String {
     let kinds = "sources are docker://NAME[:TAG], oci:DIR[:TAG], docker-archive:FILE and dir:PATH";
-    if text.starts_with(['/', '.', '~']) {
+    if let Ok(metadata) = std::fs::metadata(text) {
+        let kind = match metadata.is_dir() {
+            true if Path::new(text).join("index.json").is_file() => "oci",
+            true => "dir",
+            false => "docker-archive",
+        };
+        format!("{kinds}: perhaps {kind}:{text}")
+    } else if text.starts_with(['/', '.', '~']) {
         format!("{kinds}: perhaps dir:{text} or oci:{text}")
     } else if parse_registry(text).is_ok() {
         format!("{kinds}: perhaps docker://{text}")

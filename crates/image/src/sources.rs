@@ -14,6 +14,8 @@ mod registry;
 pub(crate) mod resolve;
 pub(crate) mod verified;
 
+pub(crate) use archive::NO_PIPE;
+
 use std::io::Read;
 
 use crate::{Error, ImageConfig, Platform, SourceRef};
@@ -87,5 +89,17 @@ pub fn open(reference: &SourceRef, options: &OpenOptions) -> Result<Box<dyn Sour
         SourceRef::Directory { .. } => {
             Err(Error::invalid(reference.to_string(), "a directory has no layers: it is flattened as a tree"))
         }
+    }
+}
+
+/// The name that an image has within its source, such as `registry.example/name:1.0`: so far only archives of
+/// `docker save` with one image. `None` where there is no such name. Reads a compressed archive to its end.
+///
+/// # Errors
+/// As [`open`], where the archive cannot be read.
+pub fn suggested_name(reference: &SourceRef) -> Result<Option<String>, Error> {
+    match reference {
+        SourceRef::DockerArchive { path, name: None } => docker_archive::suggested_name(reference, path),
+        _ => Ok(None),
     }
 }

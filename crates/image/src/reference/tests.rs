@@ -68,6 +68,11 @@ fn errors_say_what_to_write() {
              perhaps docker://debian:12",
         ),
         (
+            "oci-archive:x.tar:v1",
+            "oci-archive is not supported: make it a layout with skopeo copy oci-archive:x.tar:v1 oci:DIR, then publish oci:DIR",
+        ),
+        ("docker-archive:-", NO_PIPE),
+        (
             "./tree",
             "it names no kind of source; sources are docker://NAME[:TAG], oci:DIR[:TAG], docker-archive:FILE and dir:PATH: \
              perhaps dir:./tree or oci:./tree",
@@ -75,6 +80,20 @@ fn errors_say_what_to_write() {
     ] {
         let error = text.parse::<SourceRef>().unwrap_err().to_string();
         assert_eq!(error, format!("the source {text:?} cannot be used: {reason}"));
+    }
+}
+
+#[test]
+fn what_exists_is_suggested_as_what_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(path("small.tar"), "").unwrap();
+    std::fs::create_dir(path("root")).unwrap();
+    std::fs::create_dir(path("layout")).unwrap();
+    std::fs::write(path("layout/index.json"), "{}").unwrap();
+    for (name, kind) in [("small.tar", "docker-archive"), ("root", "dir"), ("layout", "oci")] {
+        let error = path(name).parse::<SourceRef>().unwrap_err().to_string();
+        assert!(error.ends_with(&format!("dir:PATH: perhaps {kind}:{}", path(name))), "{error}");
     }
 }
 

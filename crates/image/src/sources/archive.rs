@@ -22,6 +22,9 @@ const MAX_EXTENDED_BYTES: u64 = 64 << 10;
 /// Links to links that are followed.
 const MAX_LINKS: usize = 8;
 
+/// Why a pipe is refused.
+pub(crate) const NO_PIPE: &str = "an archive is read from several places at once, which a pipe cannot do: save it to a file first, and name that file";
+
 /// An indexed tar file.
 pub(crate) struct Archive {
     file: Arc<File>,
@@ -47,11 +50,16 @@ impl Archive {
             }
             _ => Error::io("open", path, error),
         };
-        let mut file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.is_dir() {
+        // Looked at before it is opened, since opening a named pipe waits for a writer.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if kind.is_dir() {
             let reason = "it is a directory: perhaps oci: or dir: is meant";
             return Err(Error::invalid(format!("the archive {}", path.display()), reason));
         }
+        if !kind.is_file() {
+            return Err(Error::invalid(format!("the archive {}", path.display()), NO_PIPE));
+        }
+        let mut file = File::open(path).map_err(failed)?;
         let mut start = Vec::new();
         file.by_ref().take(6).read_to_end(&mut start).map_err(|error| Error::io("read", path, error))?;
         file.seek(SeekFrom::Start(0)).map_err(|error| Error::io("read", path, error))?;

@@ -76,6 +76,20 @@ pub(crate) fn open(
     Ok(Box::new(LocalSource { subject, image, blobs, files }))
 }
 
+/// The first name that the archive gives its image; `None` where it has several images or none, or gives no name.
+pub(crate) fn suggested_name(reference: &SourceRef, path: &Path) -> Result<Option<String>, Error> {
+    let blobs = Blobs::Archive(Archive::open(path)?);
+    if !blobs.has("manifest.json") {
+        return Ok(None);
+    }
+    let subject = format!("{reference}, manifest.json");
+    let entries = decode(&blobs.read("manifest.json", &subject, MAX_MANIFEST_BYTES + 1)?, &subject)?;
+    match <[Entry; 1]>::try_from(entries) {
+        Ok([entry]) => Ok(entry.repo_tags.and_then(|names| names.into_iter().next())),
+        Err(_) => Ok(None),
+    }
+}
+
 fn decode(bytes: &[u8], subject: &str) -> Result<Vec<Entry>, Error> {
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(Error::invalid(subject, format!("it is larger than {MAX_MANIFEST_BYTES} bytes")));

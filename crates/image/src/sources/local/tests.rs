@@ -76,6 +76,10 @@ fn archives_as_docker_saves_them_also_compressed() {
     for name in ["some/name:1", "docker.io/some/name:1"] {
         assert_is_the_image(&*open(&format!("docker-archive:{path}:{name}")).unwrap());
     }
+    let suggested = |source: &str| crate::suggested_name(&source.parse().unwrap()).unwrap();
+    assert_eq!(suggested(&format!("docker-archive:{path}")).unwrap(), "docker.io/some/name:1");
+    assert_eq!(suggested(&format!("docker-archive:{path}:x")), None);
+    assert_eq!(suggested("dir:/"), None);
     let error = message(open(&format!("docker-archive:{path}:other")));
     assert!(error.ends_with("the archive has docker.io/some/name:1"), "{error}");
     run("gzip", &["-k1", &path]);
@@ -92,6 +96,19 @@ fn archives_as_docker_saves_them_also_compressed() {
     damaged[1_000_000] ^= 1;
     std::fs::write(&file, damaged).unwrap();
     assert!(matches!(read_layers(&*open(&format!("docker-archive:{path}")).unwrap()), Err(Error::Corrupt { .. })));
+}
+
+/// Opening a named pipe waits for a writer, and an archive is read from several places.
+#[test]
+fn pipes_are_refused_at_once() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let pipe = directory.path().join("pipe").display().to_string();
+    run("mkfifo", &[&pipe]);
+    for path in [pipe.as_str(), "/dev/null"] {
+        let error = message(open(&format!("docker-archive:{path}")));
+        assert!(error.contains("save it to a file first"), "{error}");
+    }
+    assert!(crate::suggested_name(&format!("docker-archive:{pipe}").parse().unwrap()).is_err());
 }
 
 /// A directory as `docker save` of version 25 and later lays it out, packed: a layout whose layers stay compressed, and a
