@@ -8,7 +8,7 @@ use serde_json::json;
 use snowmelt_chunk::{DEFAULT_CHUNK_SIZE, Salt, SaltDomain, Scope};
 use snowmelt_image::{
     FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, flatten,
-    flatten_directory, open,
+    flatten_directory, open, suggested_name,
 };
 use snowmelt_store::{ImageMetadata, ImageName, PublishOptions, PublishProgress, publish as publish_chunks};
 
@@ -128,16 +128,31 @@ fn default_name(source: &SourceRef) -> Result<ImageName> {
         path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default()
     };
     let suggested = match source {
-        SourceRef::Registry { repository, tag, .. } => {
-            let repository = repository.strip_prefix("library/").unwrap_or(repository);
-            format!("{repository}:{}", tag.as_deref().unwrap_or("latest"))
+        // Calling any digest the latest would move that name.
+        SourceRef::Registry { tag: None, digest: Some(_), .. } => {
+            bail!("the source {source} has a digest and no tag, which suggests no name: give one after it")
         }
+        SourceRef::Registry { repository, tag, .. } => registry_name(repository, tag.as_deref()),
         SourceRef::OciLayout { path, tag } => format!("{}:{}", stem(path), tag.as_deref().unwrap_or("latest")),
-        SourceRef::DockerArchive { path, name } => name.clone().unwrap_or_else(|| stem(path)),
+        SourceRef::DockerArchive { name: Some(name), .. } => name.clone(),
+        SourceRef::DockerArchive { path, name: None } => match suggested_name(source)? {
+            // A name that was saved has the registry in it; the name is the same as if it came from there.
+            Some(saved) => match format!("docker://{saved}").parse() {
+                Ok(SourceRef::Registry { repository, tag, .. }) => registry_name(&repository, tag.as_deref()),
+                _ => saved,
+            },
+            None => stem(path),
+        },
         SourceRef::Directory { path } => stem(path),
         _ => bail!("the source {source} suggests no name: give one after it"),
     };
     suggested.parse().with_context(|| format!("the source {source} suggests no usable name: give one after it"))
+}
+
+/// A name in a registry without the registry, and without the folder of Docker's own images.
+fn registry_name(repository: &str, tag: Option<&str>) -> String {
+    let repository = repository.strip_prefix("library/").unwrap_or(repository);
+    format!("{repository}:{}", tag.unwrap_or("latest"))
 }
 
 #[cfg(test)]
@@ -152,12 +167,39 @@ mod tests {
             ("docker://debian", "debian:latest"),
             ("oci:/x/layout", "layout:latest"),
             ("oci:/x/Layout:v2", "layout:v2"),
-            ("docker-archive:/x/image.tar", "image:latest"),
             ("docker-archive:/x/image.tar:py:3", "py:3"),
             ("dir:/x/rootfs/", "rootfs:latest"),
         ] {
             assert_eq!(default_name(&source.parse().unwrap()).unwrap().to_string(), name, "{source}");
         }
         assert!(default_name(&"dir:/".parse().unwrap()).is_err());
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let error = default_name(&format!("docker://debian@{digest}").parse().unwrap()).unwrap_err().to_string();
+        assert!(error.ends_with("suggests no name: give one after it"), "{error}");
+        let tagged = format!("docker://debian:12@{digest}").parse().unwrap();
+        assert_eq!(default_name(&tagged).unwrap().to_string(), "debian:12");
+    }
+
+    #[test]
+    fn archives_suggest_the_name_that_was_saved() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("image.tar");
+        let source = format!("docker-archive:{}", file.display()).parse().unwrap();
+        for (tags, name) in [
+            (json!(["small:1.0", "small:latest"]), "small:1.0"),
+            (json!(["docker.io/library/debian:12"]), "debian:12"),
+            (json!(["localhost/a/b:v1"]), "a/b:v1"),
+            (json!([]), "image:latest"),
+            (json!(null), "image:latest"),
+        ] {
+            let manifest = json!([{ "Config": "c.json", "RepoTags": tags, "Layers": [] }]).to_string();
+            std::fs::write(directory.path().join("manifest.json"), manifest).unwrap();
+            let mut tar = std::process::Command::new("tar");
+            let status = tar.arg("-C").arg(directory.path()).arg("-cf").arg(&file).arg("manifest.json").status();
+            assert!(status.unwrap().success());
+            assert_eq!(default_name(&source).unwrap().to_string(), name, "{tags}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(format!("{:#}", default_name(&source).unwrap_err()).contains("there is no such file"));
     }
 }
