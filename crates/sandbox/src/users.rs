@@ -13,7 +13,9 @@ const FILE_LIMIT: u64 = 16 << 20;
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Groups beyond `gid`, ascending.
+    /// All groups: `gid`, then the others, ascending. A runtime sets just these, and a process whose list lacks its own
+    /// group could leave that group and with it a refusal that a file's mode has for it (CVE-2022-36109; containerd's
+    /// `ensureAdditionalGids`).
     pub(crate) additional_gids: Vec<u32>,
     /// Home directory: the user's, or `/` for a number that no user has.
     pub(crate) home: String,
@@ -58,6 +60,7 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, Error> 
             }
         }
     }
+    identity.additional_gids.insert(0, identity.gid);
     Ok(identity)
 }
 
@@ -126,18 +129,18 @@ mod tests {
     #[test]
     fn names_and_numbers() {
         for (user, expected) in [
-            ("", identity(0, 0, &[], "/root")),
-            ("root", identity(0, 0, &[], "/root")),
-            ("web", identity(33, 34, &[4, 7], "/var/www")),
-            ("33", identity(33, 34, &[4, 7], "/var/www")),
-            ("web:adm", identity(33, 4, &[], "/var/www")),
-            ("web:", identity(33, 34, &[4, 7], "/var/www")),
-            ("web:empty", identity(33, 50, &[], "/var/www")),
-            (":adm", identity(0, 4, &[], "/root")),
-            ("1234", identity(1234, 0, &[], "/")),
-            ("1234:5678", identity(1234, 5678, &[], "/")),
-            ("nohome", identity(40, 40, &[], "/")),
-            ("spaced", identity(41, 41, &[], "/s")),
+            ("", identity(0, 0, &[0], "/root")),
+            ("root", identity(0, 0, &[0], "/root")),
+            ("web", identity(33, 34, &[34, 4, 7], "/var/www")),
+            ("33", identity(33, 34, &[34, 4, 7], "/var/www")),
+            ("web:adm", identity(33, 4, &[4], "/var/www")),
+            ("web:", identity(33, 34, &[34, 4, 7], "/var/www")),
+            ("web:empty", identity(33, 50, &[50], "/var/www")),
+            (":adm", identity(0, 4, &[4], "/root")),
+            ("1234", identity(1234, 0, &[0], "/")),
+            ("1234:5678", identity(1234, 5678, &[5678], "/")),
+            ("nohome", identity(40, 40, &[40], "/")),
+            ("spaced", identity(41, 41, &[41], "/s")),
         ] {
             assert_eq!(resolve_in(user, PASSWD, GROUP).unwrap(), expected, "{user}");
         }
@@ -154,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_image_without_user_files() {
-        assert_eq!(resolve_in("", "", "").unwrap(), identity(0, 0, &[], "/"));
+        assert_eq!(resolve_in("", "", "").unwrap(), identity(0, 0, &[0], "/"));
         assert!(resolve_in("root", "", "").is_err());
     }
 }

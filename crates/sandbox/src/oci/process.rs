@@ -14,10 +14,7 @@ pub(super) fn process(inputs: &Inputs<'_>) -> Result<Value, Error> {
     let args = arguments(spec, image)?;
     let user = users::resolve(spec.user.as_deref().unwrap_or(&image.user), inputs.root)?;
     let directory = working_directory(spec, image)?;
-    let mut identity = json!({ "uid": user.uid, "gid": user.gid });
-    if !user.additional_gids.is_empty() {
-        identity["additionalGids"] = json!(user.additional_gids);
-    }
+    let identity = json!({ "uid": user.uid, "gid": user.gid, "additionalGids": user.additional_gids });
     // As in docker: only root starts with effective capabilities; others can reach them through file capabilities.
     let own: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
     Ok(json!({

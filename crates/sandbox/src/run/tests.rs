@@ -107,7 +107,7 @@ fn identity_environment_and_place() {
         fixture.shell(spec, "id; pwd; hostname; echo $GREETING $HOME $HOSTNAME; ls /sys/class/net; cat /etc/hosts");
     assert_eq!(ended.result.unwrap(), 0, "{}", ended.output);
     let expected = [
-        "uid=33(web) gid=34 groups=4(adm)",
+        "uid=33(web) gid=34 groups=4(adm),34",
         "/made/for/this",
         "box",
         "hello world /var/www box",
