@@ -100,8 +100,8 @@ impl StateDir {
         let path = path.as_ref();
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(path).map_err(|source| Error::io("make the state directory", path.display(), source))?;
-        let path = path.canonicalize().map_err(|source| Error::io("resolve", path.display(), source))?;
+        builder.create(path).map_err(|source| refused("make the state directory", path, source))?;
+        let path = path.canonicalize().map_err(|source| refused("resolve", path, source))?;
         Ok(Self { path, cleaned: Arc::default() })
     }
 
@@ -179,7 +179,7 @@ impl StateDir {
 
     /// Every record that can be read, in no order.
     fn records(&self) -> Result<Vec<Record>, Error> {
-        let io = |source| Error::io("list", self.path.display(), source);
+        let io = |source| refused("list", &self.path, source);
         let mut records = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(io)? {
             let path = entry.map_err(io)?.path();
@@ -192,6 +192,14 @@ impl StateDir {
         }
         Ok(records)
     }
+}
+
+/// Sandboxes need root, and so the directory of their state may be root's: that is what a user has to be told then.
+fn refused(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
+    if source.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() {
+        return Error::invalid(path.display().to_string(), "running and mounting images needs root: use sudo");
+    }
+    Error::io(operation, path.display(), source)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
