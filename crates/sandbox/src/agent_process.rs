@@ -55,10 +55,9 @@ impl AgentProcess {
     }
 
     /// Leaves it to itself: it knows what to do.
-    pub(crate) fn leave(mut self) {
-        self.control = None;
+    pub(crate) fn leave(&mut self) {
         // Its process is nobody's child once we end; until then it is a zombie at most.
-        std::mem::forget(self);
+        self.control = None;
     }
 
     /// Tells it that the container has ended: it will unmount, remove the sandbox and end. Gives what it served; `None` if it

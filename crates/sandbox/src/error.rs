@@ -94,6 +94,14 @@ pub enum Error {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// The container did not end in order when it was asked to.
+    #[error("the container was killed: {reason}")]
+    Killed {
+        /// The number of the signal that asked for its end.
+        signal: i32,
+        /// Why it came to that.
+        reason: &'static str,
+    },
     /// A signal ended the run before the command started.
     #[error("ended by signal {signal} before the command started")]
     Interrupted {
@@ -134,7 +142,7 @@ impl Error {
         match self {
             Self::CommandNotFound { .. } => 127,
             Self::CommandNotExecutable { .. } => 126,
-            Self::Interrupted { signal } => exit_code_of_signal(*signal),
+            Self::Interrupted { signal } | Self::Killed { signal, .. } => exit_code_of_signal(*signal),
             _ => 125,
         }
     }

@@ -14,36 +14,41 @@
 //! - the runtime is killed: as if the command had ended, and the container is killed;
 //! - several of them are killed: the next command removes what is left ([`StateDir::cleanup_stale`]).
 //!
-//! Signals: HUP, INT, QUIT, TERM, USR1, USR2, ALRM, CONT and WINCH go on to the runtime, which passes them to the
-//! command. The runtime has a process group of its own, so a signal from the terminal or to the whole group is passed on
-//! once. Only where the command reads from a terminal must the runtime stay in the terminal's foreground group; there
+//! Signals: HUP, INT, QUIT, USR1, USR2, ALRM, CONT and WINCH go on to the runtime, which passes them to the command; for
+//! TERM it gets the image's stop signal; `stopping` has the rules by which they end it. Before there is a command, HUP,
+//! INT, QUIT and TERM end the run. The runtime has a process group of its own, so a signal from the terminal or to the whole group is passed on
+//! once. Only where the command reads from this terminal must the runtime stay in the terminal's foreground group; there
 //! the kernel gives it the terminal's signals itself, and those are not passed on a second time.
 
+mod container;
 mod output;
 mod signals;
+mod stopping;
+mod terminal;
 
-use std::io::{IsTerminal, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::io::IsTerminal;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use snowmelt_image::ImageConfig;
 
+use self::container::Container;
 use self::output::Output;
-use self::signals::Signals;
+use self::signals::{Received, Signals};
+use self::stopping::{Answer, Killed, Stopping};
+use self::terminal::Terminal;
 use crate::agent::protocol::{Control, Report};
 use crate::agent_process::AgentProcess;
+use crate::error::exit_code_of_signal;
 use crate::identity::ProcessId;
 use crate::oci::{self, CgroupVersion, EtcFiles};
 use crate::root::Root;
-use crate::runtime::{Failure, Runtime};
+use crate::runtime::Runtime;
 use crate::state::{Kind, Leftovers, Record};
 use crate::{AgentConfig, Error, Network, RunSpec, StateDir, Stats, Timings};
 
@@ -63,12 +68,16 @@ pub struct RunOutcome {
 
 /// Runs a container to its end, with this process's standard streams. Removes what killed commands left, first.
 ///
+/// TERM does what `docker stop` does: the command gets the image's stop signal in its place, and KILL if it has not ended
+/// 10 s later. So does the loss of the terminal. The third INT or TERM kills at once. Other signals are passed on.
+///
 /// Call it while the process has no other threads, or only such that block the signals named above: one that does not
 /// would be ended by them.
 ///
 /// # Errors
 /// Those of opening and mounting the image, [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
-/// [`Error::Runtime`], [`Error::Invalid`] for options that cannot be kept; [`Error::exit_code`] has the status that
+/// [`Error::Runtime`], [`Error::Killed`] for a container that did not end when asked to, [`Error::Io`] also for output that
+/// could not be written, [`Error::Invalid`] for options that cannot be kept; [`Error::exit_code`] has the status that
 /// `docker run` would give.
 pub fn run(spec: &RunSpec, config: &AgentConfig, state: &StateDir) -> Result<RunOutcome, Error> {
     let start = Instant::now();
@@ -106,18 +115,11 @@ struct Run<'a> {
     container: Container,
     output: Output,
     etc: EtcFiles,
-}
-
-/// The runtime's process, and the pipe that is its configuration file.
-struct Container {
-    process: Child,
-    pidfd: OwnedFd,
-    configuration: Option<(std::io::PipeReader, std::io::PipeWriter)>,
-    /// Its reading end, which must be there until the runtime has opened it.
-    reader: Option<std::io::PipeReader>,
-    log: PathBuf,
-    /// It shares our process group, and so gets the terminal's signals.
-    in_our_group: bool,
+    stopping: Stopping,
+    /// Signals for the command that came before it was there.
+    held: Vec<Received>,
+    /// After the container, which has it in use.
+    terminal: Option<Terminal>,
 }
 
 impl<'a> Run<'a> {
@@ -146,6 +148,7 @@ impl<'a> Run<'a> {
         sandbox.record.agent = agent.id();
         let timings = Timings { agent_started: start.elapsed(), ..Timings::default() };
         let mut output = Output::default();
+        let terminal = Terminal::of_caller(spec);
         let container = Container::start(&runtime, &sandbox.record.container(), &bundle, spec, &mut output)?;
         if let Some(process) = ProcessId::of(container.process.id()) {
             agent.send(&Control::Runtime(process));
@@ -154,7 +157,24 @@ impl<'a> Run<'a> {
         output.start(start);
         let hostname = hostname(spec, &sandbox.record.id);
         let etc = EtcFiles::write(&bundle, &hostname, spec.network)?;
-        Ok(Self { spec, signals, start, timings, cgroups, hostname, runtime, sandbox, agent, container, output, etc })
+        let (stopping, held) = (Stopping::new(libc::SIGTERM), Vec::new());
+        Ok(Self {
+            spec,
+            signals,
+            start,
+            timings,
+            cgroups,
+            hostname,
+            runtime,
+            sandbox,
+            agent,
+            container,
+            output,
+            etc,
+            stopping,
+            held,
+            terminal,
+        })
     }
 
     fn finish(mut self) -> Result<RunOutcome, Error> {
@@ -168,25 +188,46 @@ impl<'a> Run<'a> {
         }
         self.timings.exited = self.start.elapsed();
         let stats = if result.is_ok() { self.agent.stop(UNMOUNT_PATIENCE) } else { None };
-        self.timings.first_output = self.output.finish();
-        match (&stats, self.spec.stats) {
-            // Figures are complete when all is done.
-            (Some(_), true) => {
-                self.agent.wait(UNMOUNT_PATIENCE);
-                self.sandbox.remove(Leftovers::Files)?;
-            }
+        // Who will have it killed does not wait for a reader of its output either.
+        let (first_output, written) =
+            if matches!(result, Err(Error::Killed { .. })) { (None, Ok(())) } else { self.output.finish() };
+        self.timings.first_output = first_output;
+        self.hint_at_memory(&result);
+        self.clean_up(stats.is_some());
+        self.timings.finished = self.start.elapsed();
+        let exit_code = result?;
+        written?;
+        Ok(RunOutcome { exit_code, stats, timings: self.timings })
+    }
+
+    /// Removes the sandbox. What cannot be removed stays recorded for the next command, and does not change how this one
+    /// went.
+    fn clean_up(&mut self, has_agent_stopped: bool) {
+        let leftovers = match (has_agent_stopped, self.spec.stats) {
             // The agent takes down and removes the rest. A command need not wait for that to end.
-            (Some(_), false) => {
+            (true, false) => {
                 self.sandbox.is_removed = true;
                 self.agent.leave();
+                return;
             }
-            (None, _) => {
-                self.agent.wait(UNMOUNT_PATIENCE);
-                self.sandbox.remove(Leftovers::Any)?;
-            }
+            // Figures are complete when all is done.
+            (true, true) => Leftovers::Files,
+            (false, _) => Leftovers::Any,
+        };
+        self.agent.wait(UNMOUNT_PATIENCE);
+        if let Err(error) = self.sandbox.remove(leftovers) {
+            eprintln!("snowmelt: warning: the next command will try again: {error}");
         }
-        self.timings.finished = self.start.elapsed();
-        Ok(RunOutcome { exit_code: result?, stats, timings: self.timings })
+    }
+
+    /// The kernel kills in silence, and the cgroup that could say so goes with the command.
+    fn hint_at_memory(&self, result: &Result<u8, Error>) {
+        if let (Ok(code), Some(limit)) = (result, self.spec.memory_bytes)
+            && *code == exit_code_of_signal(libc::SIGKILL)
+        {
+            let mib = (limit as f64 / f64::from(1 << 20) * 10.0).round() / 10.0;
+            eprintln!("snowmelt: killed, perhaps by its memory limit of {mib} MiB");
+        }
     }
 
     /// Until the runtime has its configuration. Gives the command as messages name it.
@@ -197,6 +238,7 @@ impl<'a> Run<'a> {
                 match report {
                     Report::Opened(config) => {
                         self.timings.manifest_opened = self.start.elapsed();
+                        self.stopping = Stopping::new(stopping::stop_signal(config.stop_signal.as_deref()));
                         image = Some(config);
                     }
                     Report::Mounted => {
@@ -206,6 +248,9 @@ impl<'a> Run<'a> {
                         let (document, command) = self.configuration(&image)?;
                         self.container.configure(&document)?;
                         self.timings.runtime_started = self.start.elapsed();
+                        for signal in self.held.drain(..) {
+                            self.container.forward(&self.runtime, &self.sandbox.record.container(), &signal);
+                        }
                         return Ok(command);
                     }
                     Report::Failed { cause, message } => return Err(Error::Image { cause, message }),
@@ -214,7 +259,14 @@ impl<'a> Run<'a> {
             }
             let ready = self.wait_for_events()?;
             if let Some(signal) = ready.signal {
-                return Err(Error::Interrupted { signal: signal.number });
+                match signal.number {
+                    libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM => {
+                        return Err(Error::Interrupted { signal: signal.number });
+                    }
+                    // A command will see for itself how large its terminal is.
+                    libc::SIGCONT | libc::SIGWINCH => self.output.resize(),
+                    _ => self.held.push(signal),
+                }
             }
             if ready.report && !self.agent.reports.fill()? {
                 return Err(self.agent_died());
@@ -245,15 +297,37 @@ impl<'a> Run<'a> {
         loop {
             let ready = self.wait_for_events()?;
             if let Some(signal) = ready.signal {
-                self.container.forward(&signal);
+                self.pass_on(&signal)?;
             }
-            if ready.report && !self.agent.reports.fill()? {
+            let has_agent_died = ready.report && !self.agent.reports.fill()?;
+            if ready.exit {
+                let result = self.container.exit_code(&self.runtime, command, &self.spec.image);
+                // Without its files a command fails; one that succeeded did not miss them.
+                return if has_agent_died && !matches!(result, Ok(0)) { Err(self.agent_died()) } else { result };
+            }
+            if has_agent_died {
                 return Err(self.agent_died());
             }
-            if ready.exit {
-                return self.container.exit_code(&self.runtime, command, &self.spec.image);
+            if let Some(killed) = self.stopping.overdue(Instant::now()) {
+                return Err(killed.into());
             }
         }
+    }
+
+    fn pass_on(&mut self, signal: &Received) -> Result<(), Error> {
+        self.output.resize();
+        let is_terminal_gone = || self.terminal.as_ref().is_some_and(Terminal::is_gone);
+        let answer = self.stopping.answer(signal.number, is_terminal_gone, Instant::now());
+        let (runtime, name) = (&self.runtime, self.sandbox.record.container());
+        if let Answer::Stop(stop) | Answer::StopAndPass(stop) = answer {
+            self.container.stop(runtime, &name, stop);
+        }
+        match answer {
+            Answer::Stop(_) => {}
+            Answer::Pass | Answer::StopAndPass(_) => self.container.forward(runtime, &name, signal),
+            Answer::Kill(killed) => return Err(killed.into()),
+        }
+        Ok(())
     }
 
     fn agent_died(&self) -> Error {
@@ -268,7 +342,11 @@ impl<'a> Run<'a> {
             PollFd::new(&self.container.pidfd, PollFlags::IN),
         ];
         loop {
-            match poll(&mut events, None) {
+            let timeout = self
+                .stopping
+                .time_left(Instant::now())
+                .map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) });
+            match poll(&mut events, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(source) => return Err(Error::io("wait for", "the container", source)),
                 Ok(_) => break,
@@ -280,96 +358,16 @@ impl<'a> Run<'a> {
     }
 }
 
-struct Ready {
-    signal: Option<signals::Received>,
-    report: bool,
-    exit: bool,
+impl From<Killed> for Error {
+    fn from(killed: Killed) -> Self {
+        Self::Killed { signal: killed.signal, reason: killed.reason }
+    }
 }
 
-impl Container {
-    fn start(runtime: &Runtime, name: &str, bundle: &Path, spec: &RunSpec, output: &mut Output) -> Result<Self, Error> {
-        let (reader, writer) = std::io::pipe().map_err(|source| Error::io("make", "a pipe", source))?;
-        let link = bundle.join("config.json");
-        // By path and not inherited, so that nothing of it can be in the container. If we die before it is opened, the
-        // path leads nowhere; if later, the document is cut short; either way the runtime fails.
-        std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), reader.as_raw_fd()), &link)
-            .map_err(|source| Error::io("make", link.display(), source))?;
-        let log = bundle.join("runtime.log");
-        let mut command = runtime.command();
-        command.arg("--log").arg(&log).args(["--log-format", "json", "run", "--bundle"]).arg(bundle).arg(name);
-        let reads_terminal = spec.interactive && std::io::stdin().is_terminal();
-        command.stdin(if spec.interactive { Stdio::inherit() } else { Stdio::null() });
-        let in_our_group = reads_terminal || spec.tty;
-        if !in_our_group {
-            command.process_group(0);
-        }
-        output.prepare(&mut command, spec)?;
-        signals::unblock_in(&mut command);
-        let process = command.spawn().map_err(|source| Error::io("run", runtime.program.display(), source))?;
-        drop(command);
-        let pid = Pid::from_child(&process);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|source| Error::io("watch", "the runtime", source))?;
-        Ok(Self { process, pidfd, configuration: Some((reader, writer)), reader: None, log, in_our_group })
-    }
-
-    /// Writes the configuration, for which the runtime waits.
-    fn configure(&mut self, document: &Value) -> Result<(), Error> {
-        let Some((reader, mut writer)) = self.configuration.take() else { return Ok(()) };
-        let io = |source| Error::io("write", "the runtime's configuration", source);
-        let bytes = serde_json::to_vec(document).map_err(|source| io(source.into()))?;
-        // All of it must fit, since nobody may be there to read it and we hold the reading end too.
-        let size = rustix::pipe::fcntl_getpipe_size(&writer).map_err(|source| io(source.into()))?;
-        if bytes.len() > size {
-            rustix::pipe::fcntl_setpipe_size(&writer, bytes.len().next_power_of_two())
-                .map_err(|source| io(source.into()))?;
-        }
-        writer.write_all(&bytes).map_err(io)?;
-        // The runtime sees the end when the last writer is gone, and may not have opened the reader yet.
-        self.reader = Some(reader);
-        Ok(())
-    }
-
-    fn forward(&self, signal: &signals::Received) {
-        if self.in_our_group && signal.from_kernel {
-            return;
-        }
-        if let Some(signal) = Signal::from_named_raw(signal.number) {
-            let _ = pidfd_send_signal(&self.pidfd, signal);
-        }
-    }
-
-    /// Ends the runtime and whatever it has started.
-    fn kill(&mut self, runtime: &Runtime, name: &str) {
-        self.configuration = None;
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = self.process.wait();
-        if let Err(error) = runtime.delete(name) {
-            eprintln!("snowmelt: {error}");
-        }
-    }
-
-    /// The command's status, once the runtime has ended.
-    fn exit_code(&mut self, runtime: &Runtime, command: &str, image: &str) -> Result<u8, Error> {
-        let status = self.process.wait().map_err(|source| Error::io("wait for", "the runtime", source))?;
-        if let Some(signal) = status.signal() {
-            return Err(runtime.failure(&format!("it was killed by signal {signal}")));
-        }
-        let code = u8::try_from(status.code().unwrap_or(255)).unwrap_or(255);
-        if code == 0 {
-            return Ok(0);
-        }
-        let (command, image) = (command.to_owned(), image.to_owned());
-        match Failure::from_log(&self.log_text()) {
-            None => Ok(code),
-            Some(Failure::NotFound(reason)) => Err(Error::CommandNotFound { command, image, reason }),
-            Some(Failure::NotExecutable(reason)) => Err(Error::CommandNotExecutable { command, image, reason }),
-            Some(Failure::Other(reason)) => Err(runtime.failure(&reason)),
-        }
-    }
-
-    fn log_text(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
+struct Ready {
+    signal: Option<Received>,
+    report: bool,
+    exit: bool,
 }
 
 /// The directory and record of this run, removed at the end.

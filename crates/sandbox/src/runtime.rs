@@ -65,6 +65,14 @@ impl Runtime {
         Err(self.failure(String::from_utf8_lossy(&output.stderr).trim()))
     }
 
+    /// Sends a signal to a container's first process.
+    pub(crate) fn signal(&self, container: &str, signal: i32) -> Result<(), Error> {
+        let mut command = self.command();
+        let output = command.args(["kill", container, &signal.to_string()]).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| Error::io("run", self.program.display(), source))?;
+        if output.status.success() { Ok(()) } else { Err(self.failure(String::from_utf8_lossy(&output.stderr).trim())) }
+    }
+
     pub(crate) fn failure(&self, reason: &str) -> Error {
         Error::Runtime { runtime: self.program.display().to_string(), reason: reason.to_owned() }
     }
@@ -94,28 +102,30 @@ pub(crate) enum Failure {
 impl Failure {
     /// The last error in a JSON log; `None` if the runtime logged none: then the status is the command's own.
     pub(crate) fn from_log(log: &str) -> Option<Self> {
+        let message = Self::message(log)?;
+        let lower = message.to_lowercase();
+        let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+        // The wording is Go's (runc) and strerror's (crun); about `exec` only, since mounts fail in the same words.
+        let about_command =
+            has(&["exec: \"", "exec failed", "exec /", "exec container process", "executable file", "open executable"]);
+        Some(match message {
+            _ if about_command && has(&["not found", "no such file"]) => Self::NotFound(message),
+            _ if about_command && has(&["permission denied", "is a directory", "format error"]) => {
+                Self::NotExecutable(message)
+            }
+            _ => Self::Other(message),
+        })
+    }
+
+    /// The text of the last error in a JSON log.
+    pub(crate) fn message(log: &str) -> Option<String> {
         #[derive(Deserialize)]
         struct Line {
             level: String,
             msg: String,
         }
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let message = lines.rev().find(|line| matches!(line.level.as_str(), "error" | "fatal"))?.msg;
-        let has = |text: &str| message.contains(text);
-        // The wording is Go's (runc) and strerror's (crun); about `exec` only, since mounts fail in the same words.
-        let about_command =
-            has("exec: \"") || has("exec failed") || has("exec /") || has("executable file") || has("open executable");
-        Some(match message {
-            _ if about_command && (has("not found") || has("no such file"))
-                || has("No such file") && has("executable") =>
-            {
-                Self::NotFound(message)
-            }
-            _ if about_command && (has("permission denied") || has("is a directory") || has("format error")) => {
-                Self::NotExecutable(message)
-            }
-            _ => Self::Other(message),
-        })
+        Some(lines.rev().find(|line| matches!(line.level.as_str(), "error" | "fatal"))?.msg)
     }
 }
 
@@ -134,6 +144,24 @@ mod tests {
         assert!(matches!(of(&format!("{prefix}\"x\": executable file not found in $PATH")), Failure::NotFound(_)));
         assert!(matches!(of(&format!("{prefix}\"/x\": stat /x: no such file or directory")), Failure::NotFound(_)));
         assert!(matches!(of(&format!("{prefix}\"/x\": permission denied")), Failure::NotExecutable(_)));
+        // crun 1.8: its own words, and strerror's.
+        for missing in [
+            "executable file `nosuch` not found in $PATH: No such file or directory",
+            "exec container process `/x`: No such file or directory",
+            "exec container process (missing dynamic library?) `/x`: No such file or directory",
+            "open executable: No such file or directory",
+        ] {
+            assert!(matches!(of(missing), Failure::NotFound(_)), "{missing}");
+        }
+        for refused in [
+            "open executable: Permission denied",
+            "exec container process `/x`: Permission denied",
+            "exec container process `/x`: Exec format error",
+            "exec container process `/x`: Is a directory",
+        ] {
+            assert!(matches!(of(refused), Failure::NotExecutable(_)), "{refused}");
+        }
+        assert!(matches!(of("mount `x` to `y`: No such file or directory"), Failure::Other(_)));
         assert!(matches!(of("error mounting: no such file or directory"), Failure::Other(_)));
         assert_eq!(Failure::from_log("{\"level\":\"warning\",\"msg\":\"w\"}\n"), None);
         assert_eq!(Failure::from_log(""), None);
