@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::world::{World, finish, read_until, wait, wait_until};
+use crate::world::{World, finish, read_until, tool, wait, wait_until};
 
 fn pid_of(child: &std::process::Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
@@ -24,7 +24,9 @@ fn the_exit_code_is_the_commands() {
     for code in [0, 1, 42, 255] {
         assert_eq!(world.run(&[], &["sh", "-c", &format!("exit {code}")]).code, code);
     }
-    world.run(&[], &["no-such-command"]).failure(127, &["no-such-command"]);
+    let missing = world.run(&[], &["no-such-command"]).failure(127, &["no-such-command"]);
+    assert_eq!(missing.stderr.matches("no-such-command\"").count(), 1, "the runtime's words once: {}", missing.stderr);
+    assert_eq!(missing.stderr.lines().count(), 1, "{}", missing.stderr);
     world.run(&[], &["/srv/lower"]).failure(126, &["/srv/lower"]);
     world.snowmelt(["run", "nothing-of-this-name", "--", "true"]).failure(125, &["nothing-of-this-name"]);
     world.assert_nothing_left();
@@ -83,6 +85,125 @@ fn a_command_that_dies_of_a_signal_gives_128_and_its_number() {
     let sleeper = container_process("sleep\098765\0");
     kill(Pid::from_raw(sleeper), Signal::SIGKILL).unwrap();
     assert_eq!(wait(&mut child), 128 + 9);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn the_third_request_to_end_is_not_a_question() {
+    // A command that handles neither INT nor TERM ignores both: it is the first process of its PID namespace. Users had to
+    // kill the run itself to be rid of it.
+    let world = World::with_small();
+    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo ready; exec sleep 43210"]).spawn().unwrap();
+    let output = read_until(&mut child, "ready");
+    container_process("sleep\043210\0");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        kill(pid_of(&child), signal).unwrap();
+        // One that is not taken yet would swallow the next of its kind.
+        wait_until("the signal is taken", || !has_pending(child.id(), signal));
+    }
+    assert!(child.try_wait().unwrap().is_none(), "two are passed on");
+    kill(pid_of(&child), Signal::SIGINT).unwrap();
+    drop(output);
+    finish(child).failure(128 + 2, &["killed", "three times"]);
+    world.assert_nothing_left();
+}
+
+/// A run whose start goes on when its agent, which is given too, is told to continue.
+fn start_and_hold(world: &World) -> (std::process::Child, Pid) {
+    loop {
+        let child = world.command(["run", "small", "--", "true"]).spawn().unwrap();
+        let mut agent = None;
+        wait_until("there is an agent", || {
+            agent = world.processes().into_iter().find(|pid| {
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0agent\0"))
+            });
+            agent.is_some()
+        });
+        let pid = agent.unwrap();
+        let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        if kill(Pid::from_raw(pid), Signal::SIGSTOP).is_ok() {
+            wait_until("it is stopped or gone", || {
+                let status = file("status");
+                status.is_empty() || status.contains("\nState:\tT") || status.contains("\nState:\tZ")
+            });
+            if file("status").contains("\nState:\tT") && !file("mountinfo").contains(&world.text("state")) {
+                return (child, Pid::from_raw(pid));
+            }
+            // It was quicker.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        }
+        finish(child).success();
+        world.assert_nothing_left();
+    }
+}
+
+/// Whether a signal waits to be taken by a process, in `SigPnd` or `ShdPnd` (`proc(5)`).
+fn has_pending(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let sets = status.lines().filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")));
+    sets.map(|set| u64::from_str_radix(set.trim(), 16).unwrap()).any(|set| set & 1 << (signal as i32 - 1) != 0)
+}
+
+#[test]
+fn term_becomes_the_images_stop_signal() {
+    let world = World::new();
+    let layout = world.text("layout");
+    let source = crate::world::test_image("small");
+    tool("skopeo", &["copy", "--quiet", &source, &format!("oci:{layout}:base")]);
+    // The runtime passes the first two on; it takes WINCH for itself, and real-time signals have no names everywhere.
+    for (stop_signal, number, trap) in
+        [("SIGUSR1", 10, "USR1"), ("SIGQUIT", 3, "QUIT"), ("WINCH", 28, "WINCH"), ("SIGRTMIN+3", 37, "37")]
+    {
+        let image = format!("{layout}:stops-by-{number}");
+        tool("umoci", &["tag", "--image", &format!("{layout}:base"), &format!("stops-by-{number}")]);
+        tool("umoci", &["config", "--image", &image, "--config.stopsignal", stop_signal]);
+        world.snowmelt(["publish", &format!("oci:{image}"), "stops"]).success();
+        let script =
+            format!("trap 'echo stopped; exit 6' {trap}; trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done");
+        let mut child = world.command(["run", "stops", "--", "sh", "-c", &script]).spawn().unwrap();
+        let mut output = read_until(&mut child, "ready");
+        kill(pid_of(&child), Signal::SIGTERM).unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+        let finished = finish(child);
+        assert_eq!((finished.code, rest.as_str()), (6, "stopped\n"), "{stop_signal}: {}", finished.stderr);
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_start_is_ended_only_by_signals_that_mean_it() {
+    // Whoever resized the window while an image opened found the run ended, with 156.
+    let world = World::with_small();
+    for (signal, expected) in [
+        (Signal::SIGWINCH, 0),
+        (Signal::SIGCONT, 0),
+        (Signal::SIGUSR1, 0),
+        (Signal::SIGINT, 128 + 2),
+        (Signal::SIGTERM, 128 + 15),
+        (Signal::SIGHUP, 128 + 1),
+    ] {
+        let (child, agent) = start_and_hold(&world);
+        kill(pid_of(&child), signal).unwrap();
+        if expected == 0 {
+            wait_until("the signal is taken", || !has_pending(child.id(), signal));
+        }
+        kill(agent, Signal::SIGCONT).unwrap();
+        let finished = finish(child);
+        assert_eq!(finished.code, expected, "{signal}: {}", finished.stderr);
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    // runc copies the output and does not say what it cannot write: a full disk was a success.
+    let world = World::with_small();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let child = world.command(["run", "small", "--", "cat", "/etc/passwd"]).stdout(full()).spawn().unwrap();
+    finish(child).failure(125, &["write standard output: No space left on device"]);
+    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo lost >&2"]).stderr(full()).spawn().unwrap();
+    assert_eq!(wait(&mut child), 125);
     world.assert_nothing_left();
 }
 
@@ -217,11 +338,10 @@ fn networks() {
 #[test]
 fn memory_limits_hold() {
     let world = World::with_small();
-    let eat = |limit: &str| {
-        world.run(&["--memory", limit], &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]).code
-    };
-    assert_eq!(eat("512m"), 0);
-    assert_eq!(eat("64m"), 128 + 9);
+    let eat =
+        |limit: &str| world.run(&["--memory", limit], &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]);
+    eat("512m").success();
+    eat("64m").failure(128 + 9, &["killed, perhaps by its memory limit of 64 MiB"]);
     world.assert_nothing_left();
 }
 
@@ -311,4 +431,19 @@ fn a_closed_output_ends_the_command() {
     let finished = finish(child);
     assert_ne!(finished.code, 0, "`yes` ends by a broken pipe");
     world.assert_nothing_left();
+}
+
+#[test]
+fn who_is_not_root_is_told_so() {
+    // It said "cannot list state: Permission denied".
+    let world = World::with_small();
+    for arguments in [&["run", "small", "--", "true"][..], &["mount", "small", "/mnt"], &["unmount", "/mnt"]] {
+        let mut command = world.command(arguments);
+        // The state directory is root's; that the world's is not readable by others would be another error.
+        std::fs::set_permissions(world.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::process::CommandExt::uid(&mut command, 65534);
+        let finished = finish(command.spawn().unwrap());
+        assert_ne!(finished.code, 0);
+        assert!(finished.stderr.contains("root") && finished.stderr.contains("sudo"), "{}", finished.stderr);
+    }
 }

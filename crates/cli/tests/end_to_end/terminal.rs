@@ -101,6 +101,79 @@ fn control_c_interrupts_the_command_and_not_the_shell() {
 }
 
 #[test]
+fn control_c_works_without_i() {
+    // The terminal was raw and nobody read it: no key did anything.
+    let world = World::with_small();
+    expect(
+        &world,
+        &format!(
+            "set stty_init \"rows 31 columns 97\"
+            spawn $snowmelt run small -t -- sh -c \"trap 'stty size; exit 5' INT; tty; echo ready; while :; do sleep 0.05; done\"
+            expect -re {{/dev/(pts/0|console)}}
+            expect ready
+            send \"\\003\"
+            expect \"31 97\"
+            set wanted_code 5
+            {EXIT_CODE}"
+        ),
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn the_terminal_is_as_it_was_even_after_a_kill() {
+    // runc makes it raw, and cannot put it back when it is killed.
+    let world = World::with_small();
+    let runtimes = world.text("state/runtime");
+    for victims in ["runc --root", "snowmelt agent"] {
+        expect(
+            &world,
+            &format!(
+                "spawn sh
+                expect -re {{[#$] }}
+                set before [exec stty -g < $spawn_out(slave,name)]
+                send \"$snowmelt run small -it -- sh -c 'echo rea''dy; sleep 1000'; echo en''ded\\r\"
+                expect ready
+                set during [exec stty -g < $spawn_out(slave,name)]
+                if {{$during == $before}} {{ wanted \"a raw terminal\" }}
+                foreach pid [exec pgrep -f {{{victims}}}] {{
+                    catch {{
+                        set environment [open /proc/$pid/environ]
+                        if {{[string match *{runtimes_of}* [read $environment]]}} {{ exec kill -KILL $pid }}
+                    }}
+                }}
+                expect ended
+                set after [exec stty -g < $spawn_out(slave,name)]
+                if {{$after != $before}} {{ wanted \"the terminal as it was: $before, not $after\" }}
+                send \"exit\\r\"
+                set wanted_code 0
+                {EXIT_CODE}",
+                runtimes_of = runtimes.trim_end_matches("/runtime"),
+            ),
+        );
+    }
+    world.run(&[], &["true"]).success();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_container_does_not_outlive_its_terminal() {
+    // `sleep` as the first process ignores HUP and TERM: it went on with nobody able to reach it.
+    let world = World::with_small();
+    expect(
+        &world,
+        "spawn $snowmelt run small -it -- sh -c \"echo ready; read line; echo container-\\$line-runs; exec sleep 1000\"
+        expect ready
+        send \"two\\r\"
+        expect container-two-runs
+        expect_after
+        close
+        exit 0",
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
 fn a_terminal_needs_a_terminal() {
     let world = World::with_small();
     world.run(&["-i", "-t"], &["sh"]).failure(125, &["terminal"]);
