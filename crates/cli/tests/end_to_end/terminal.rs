@@ -7,11 +7,19 @@ use crate::world::World;
 /// Runs an Expect script whose `$snowmelt` is the binary; the script's exit code is the test's verdict.
 #[track_caller]
 fn expect(world: &World, script: &str) {
+    // What is wrong with every wait is said once the terminal is there: said before, it is about standard input.
     let prelude = "
         set timeout 60
         log_user 1
         proc wanted {what} { send_user \"\\nEXPECTED: $what\\n\"; exit 99 }
-        expect_after { timeout { wanted \"no time-out\" } eof { wanted \"no end of output\" } }
+        proc start {args} {
+            global spawn_id spawn_out
+            spawn {*}$args
+            expect_after {
+                timeout { wanted \"no time-out\" }
+                eof { wanted \"no end of output\" }
+            }
+        }
         set snowmelt [lindex $argv 0]
     ";
     let file = world.path("script.exp");
@@ -32,8 +40,7 @@ fn expect(world: &World, script: &str) {
 }
 
 const EXIT_CODE: &str = "
-    expect_after
-    expect eof
+    expect eof {}
     set result [wait]
     exit [expr {[lindex $result 3] == $wanted_code ? 0 : 98}]
 ";
@@ -44,7 +51,7 @@ fn a_shell_on_a_terminal() {
     expect(
         &world,
         &format!(
-            "spawn $snowmelt run small -it -- sh
+            "start $snowmelt run small -it -- sh
             send \"tty\\r\"
             expect -re {{/dev/(pts/0|console)}}
             send \"echo answer-\\$((6*7))\\r\"
@@ -64,7 +71,7 @@ fn the_terminals_size_is_the_callers_and_follows_it() {
         &world,
         &format!(
             "set stty_init \"rows 31 columns 97\"
-            spawn $snowmelt run small -it -- sh
+            start $snowmelt run small -it -- sh
             expect -re {{[#$] }}
             send \"stty size\\r\"
             expect \"31 97\"
@@ -85,7 +92,7 @@ fn control_c_interrupts_the_command_and_not_the_shell() {
     expect(
         &world,
         &format!(
-            "spawn $snowmelt run small -it -- sh
+            "start $snowmelt run small -it -- sh
             send \"echo begin; sleep 1000\\r\"
             expect -re {{\\nbegin}}
             sleep 0.3
@@ -108,7 +115,7 @@ fn control_c_works_without_i() {
         &world,
         &format!(
             "set stty_init \"rows 31 columns 97\"
-            spawn $snowmelt run small -t -- sh -c \"trap 'stty size; exit 5' INT; tty; echo ready; while :; do sleep 0.05; done\"
+            start $snowmelt run small -t -- sh -c \"trap 'stty size; exit 5' INT; tty; echo ready; while :; do sleep 0.05; done\"
             expect -re {{/dev/(pts/0|console)}}
             expect ready
             send \"\\003\"
@@ -121,6 +128,36 @@ fn control_c_works_without_i() {
 }
 
 #[test]
+fn an_interrupt_from_elsewhere_reaches_the_command() {
+    // runc takes INT for itself where it has a terminal, and ends with status 0.
+    let world = World::with_small();
+    expect(
+        &world,
+        &format!(
+            "start $snowmelt run small -it -- sh -c \"trap 'exit 5' INT; echo ready; while :; do sleep 0.05; done\"
+            expect ready
+            exec kill -INT [exp_pid]
+            set wanted_code 5
+            {EXIT_CODE}"
+        ),
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_missing_command_is_missing_once_on_a_terminal_too() {
+    let world = World::with_small();
+    expect(
+        &world,
+        "start $snowmelt run small -it -- no-such-command
+        expect eof {}
+        if {[llength [split [string trim $expect_out(buffer)] \\n]] != 1} { wanted \"one line\" }
+        set result [wait]
+        exit [expr {[lindex $result 3] == 127 ? 0 : 98}]",
+    );
+}
+
+#[test]
 fn the_terminal_is_as_it_was_even_after_a_kill() {
     // runc makes it raw, and cannot put it back when it is killed.
     let world = World::with_small();
@@ -129,7 +166,7 @@ fn the_terminal_is_as_it_was_even_after_a_kill() {
         expect(
             &world,
             &format!(
-                "spawn sh
+                "start sh
                 expect -re {{[#$] }}
                 set before [exec stty -g < $spawn_out(slave,name)]
                 send \"$snowmelt run small -it -- sh -c 'echo rea''dy; sleep 1000'; echo en''ded\\r\"
@@ -162,11 +199,10 @@ fn a_container_does_not_outlive_its_terminal() {
     let world = World::with_small();
     expect(
         &world,
-        "spawn $snowmelt run small -it -- sh -c \"echo ready; read line; echo container-\\$line-runs; exec sleep 1000\"
+        "start $snowmelt run small -it -- sh -c \"echo ready; read line; echo container-\\$line-runs; exec sleep 1000\"
         expect ready
         send \"two\\r\"
         expect container-two-runs
-        expect_after
         close
         exit 0",
     );
