@@ -134,6 +134,11 @@ impl Device {
         self.loader.0.log.entries()
     }
 
+    /// Why the last read failed that did; `None` if all went well.
+    pub fn last_failure(&self) -> Option<Error> {
+        self.loader.0.lock().last_failure.clone()
+    }
+
     /// From now on writes are taken and forgotten: for when what is on top is about to be unmounted for good, and writes all
     /// that it has not written yet.
     pub fn drop_writes(&self) {

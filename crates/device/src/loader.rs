@@ -71,6 +71,8 @@ pub(crate) struct State {
     /// Chunks whose readers were just told that no tier answers, and when. The kernel asks again at once for each page of a
     /// read that failed: without this a reader would wait for the deadline twice.
     failed: HashMap<u64, (Instant, Error)>,
+    /// What a reader was last told that got no chunk.
+    pub(crate) last_failure: Option<Error>,
     idle: usize,
     threads: usize,
     /// Of the threads, those that have not begun to look for work yet.
@@ -83,8 +85,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Remembers for a moment that no tier gave the chunk, where finding that out took long.
+    /// Remembers what readers are told; and for a moment that no tier gave the chunk, where finding that out took long.
     pub(crate) fn note_failure(&mut self, index: u64, waited_since: Instant, now: Instant, error: &Error) {
+        self.last_failure = Some(error.clone());
         let waited = now.saturating_duration_since(waited_since);
         if matches!(error, Error::Unavailable { .. }) && waited >= FAILED_FOR {
             self.failed.retain(|_, (at, _)| now.saturating_duration_since(*at) < FAILED_FOR);
@@ -156,6 +159,7 @@ impl Loader {
                 prefetch: VecDeque::new(),
                 warm: VecDeque::new(),
                 failed: HashMap::new(),
+                last_failure: None,
                 idle: 0,
                 threads: 0,
                 starting: 0,

@@ -16,7 +16,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 use snowmelt_ext4::{Owned, owners};
@@ -140,16 +139,18 @@ impl StartLog {
         read_ahead(device.as_fd(), &self.device);
     }
 
-    /// Has the kernel read the files into the page cache of the file system that is mounted at `mount_point`, until `stop`.
-    /// Waits for inodes, not for content.
+    /// Has the kernel read the files into the page cache of the file system that is mounted at `mount_point`, until `stop`
+    /// says so. Waits for inodes, not for content.
+    ///
+    /// It must not be called in the process that serves the device: killed in the middle, that would wait for itself.
     ///
     /// # Errors
     /// [`Error::Io`] where `mount_point` cannot be opened. A file that cannot is left out.
-    pub fn replay_files(&self, mount_point: &Path, stop: &AtomicBool) -> Result<(), Error> {
+    pub fn replay_files(&self, mount_point: &Path, mut stop: impl FnMut() -> bool) -> Result<(), Error> {
         let root = File::open(mount_point).map_err(|error| Error::path("open", mount_point, error))?;
         let mut open: Option<(u32, File)> = None;
         for FileRead { inode, range } in &self.files {
-            if stop.load(Ordering::Acquire) {
+            if stop() {
                 break;
             }
             if open.as_ref().is_none_or(|(number, _)| number != inode) {

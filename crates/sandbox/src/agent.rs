@@ -8,6 +8,7 @@
 //! error: that of the `run`, or the log of a mount.
 
 mod image;
+mod mounter;
 pub(crate) mod protocol;
 mod start_logs;
 
@@ -22,6 +23,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use self::image::{Mounted, Opened};
+use self::mounter::Mounter;
 use self::protocol::{Answer, Control, Lines, Query, Report, Request, send};
 use crate::identity::{ProcessId, wait_readable};
 use crate::runtime::Runtime;
@@ -57,6 +59,8 @@ pub fn agent_main() -> u8 {
 
 struct Agent {
     request: Request,
+    /// Until the image is mounted, which then has it.
+    mounter: Option<Mounter>,
     control: Lines,
     signals: SignalFd,
     state: StateDir,
@@ -85,6 +89,8 @@ impl Agent {
         }
         // Before any thread exists, so that all have it.
         signals.thread_block().map_err(|source| Error::io("block", "signals", source))?;
+        // Now, while there is nothing that it must not have.
+        let mounter = Some(Mounter::start()?);
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
             .map_err(|source| Error::io("make", "a signal descriptor", source))?;
         let input: OwnedFd = std::io::stdin()
@@ -95,7 +101,7 @@ impl Agent {
         let request = control.next::<Request>()?;
         let request = request.ok_or_else(|| Error::invalid("agent", "is started by other commands, not by hand"))?;
         let state = StateDir::new(&request.state)?;
-        Ok(Self { request, control, signals, state, runtime: None, detached: false })
+        Ok(Self { request, mounter, control, signals, state, runtime: None, detached: false })
     }
 
     fn serve(mut self) -> Result<(), Error> {
@@ -140,10 +146,12 @@ impl Agent {
         let config = self.request.config.clone();
         let command = self.request.command.clone();
         let inside = directory.to_owned();
+        let mounter = self.mounter.take();
+        let mounter = mounter.ok_or_else(|| Error::invalid("agent", "mounts twice: this is a bug"))?;
         let work = move || {
-            let result = Opened::open(&config, &record, command.as_deref(), &inside).and_then(|opened| {
+            let result = Opened::open(&config, &record, command.as_deref()).and_then(|opened| {
                 report(&Report::Opened(Box::new(opened.config().clone())));
-                opened.mount(&inside, &record)
+                opened.mount(&inside, &record, mounter)
             });
             let _ = finished.write_all(b".");
             result

@@ -1,22 +1,22 @@
 //! The image of an agent: from its name to a mounted root file system, and back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
 use snowmelt_chunk::{KeyService, LocalKeys};
 use snowmelt_device::fuse::{self, FuseExport};
-use snowmelt_device::loop_device::{self, LoopDevice};
 use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
 use snowmelt_store::readback::{OpenedImage, open_image};
 use snowmelt_store::{ImageName, Store, StoreOptions};
 
+use super::mounter::{MountOrder, Mounter};
 use super::protocol::{AgentConfig, OnUnavailable};
 use super::start_logs::{Expected, StartLogs};
-use crate::state::Record;
+use crate::state::{Kind, Record};
 use crate::stats::TierLoads;
 use crate::{Cause, Error, Stats};
 
@@ -34,58 +34,13 @@ pub(super) struct Opened {
 /// An image that is mounted.
 pub(super) struct Mounted {
     opened: Opened,
-    record: Record,
-    // In the order in which they must go: a file system before its device, the device before its file.
-    attached: Attached,
-    replay: Replay,
-}
-
-/// The thread that has the kernel read ahead what the start will need. It is not waited for: where it waits itself it is for
-/// the device, and that ends with this process.
-#[derive(Default)]
-struct Replay {
-    stop: Arc<AtomicBool>,
-}
-
-impl Replay {
-    fn start(opened: &Opened, mount_point: &Path) -> Self {
-        let replay = Self::default();
-        let log = opened.expected.log.clone();
-        if log.is_empty() {
-            return replay;
-        }
-        let (stop, mount_point) = (Arc::clone(&replay.stop), mount_point.to_owned());
-        let run = move || {
-            if let Err(error) = log.replay_files(&mount_point, &stop) {
-                tracing::debug!(%error, "nothing is read ahead");
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("replay".into()).spawn(run) {
-            tracing::debug!(%error, "nothing is read ahead");
-        }
-        replay
-    }
-}
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-    }
-}
-
-struct Attached {
-    _loop_device: LoopDevice,
-    _export: FuseExport,
+    mounter: Mutex<Mounter>,
+    export: FuseExport,
 }
 
 impl Opened {
     /// Resolves the record's image and opens its manifest. Nothing of its content is read.
-    pub(super) fn open(
-        config: &AgentConfig,
-        record: &Record,
-        command: Option<&[String]>,
-        directory: &Path,
-    ) -> Result<Self, Error> {
+    pub(super) fn open(config: &AgentConfig, record: &Record, command: Option<&[String]>) -> Result<Self, Error> {
         let failed = |operation: &'static str| {
             let image = record.image.clone();
             move |error: snowmelt_store::Error| Error::Image {
@@ -94,8 +49,14 @@ impl Opened {
             }
         };
         let name: ImageName = record.image.parse().map_err(failed("find image"))?;
-        let options =
-            StoreOptions { allow_http: config.allow_http, root: config.root.clone(), ..StoreOptions::default() };
+        let fails_at_once = config.on_unavailable == OnUnavailable::Fail;
+        let options = StoreOptions {
+            allow_http: config.allow_http,
+            root: config.root.clone(),
+            request_timeout: StoreOptions::default().request_timeout.min(config.deadline),
+            // Opening an image keeps to what holds for reading it.
+            patience: if fails_at_once { Duration::ZERO } else { config.deadline },
+        };
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
         let keys = KeyService::Local(LocalKeys::new(&config.keys_dir));
         let OpenedImage { manifest, metadata, store, .. } =
@@ -115,7 +76,7 @@ impl Opened {
         let options = DeviceOptions {
             writable: record.writable,
             overlay_bytes: config.overlay_bytes,
-            overlay_directory: directory.to_owned(),
+            overlay_directory: config.overlay_dir.clone(),
             deadline: config.deadline,
             on_unavailable: match config.on_unavailable {
                 OnUnavailable::Block => snowmelt_device::OnUnavailable::Block,
@@ -127,6 +88,10 @@ impl Opened {
             read_ahead_after: if expected.log.is_empty() { 1 } else { 8 },
             ..DeviceOptions::default()
         };
+        if record.writable {
+            std::fs::create_dir_all(&config.overlay_dir)
+                .map_err(|source| Error::io("make the folder", config.overlay_dir.display(), source))?;
+        }
         let device =
             Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
         // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
@@ -138,23 +103,31 @@ impl Opened {
         &self.config
     }
 
-    /// Serves the device as a file in `directory` and mounts that where the record says.
-    pub(super) fn mount(self, directory: &Path, record: &Record) -> Result<Mounted, Error> {
-        let read_only = !record.writable;
+    /// Serves the device as a file in `directory` and has that mounted where the record says.
+    pub(super) fn mount(self, directory: &Path, record: &Record, mut mounter: Mounter) -> Result<Mounted, Error> {
         let export =
             fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(|error| device_error(&error))?;
-        let device = loop_device::attach(export.file(), read_only, self.device.size_bytes())
-            .map_err(|error| device_error(&error))?;
-        // Before the mount, which reads the first of it.
-        self.expected.log.replay_metadata(&device);
-        snowmelt_device::mount::mount_ext4(&device, &record.directory, read_only)
-            .map_err(|error| device_error(&error))?;
-        Ok(Mounted {
-            replay: Replay::start(&self, &record.directory),
-            opened: self,
-            record: record.clone(),
-            attached: Attached { _loop_device: device, _export: export },
-        })
+        let order = MountOrder {
+            file: export.file().to_owned(),
+            size_bytes: self.device.size_bytes(),
+            read_only: !record.writable,
+            directory: record.directory.clone(),
+            for_all: record.kind == Kind::Mount,
+            expected: self.expected.log.encode(),
+        };
+        mounter.mount(order).map_err(|error| self.explained(error))?;
+        Ok(Mounted { opened: self, mounter: Mutex::new(mounter), export })
+    }
+
+    /// Says which chunk it was where the kernel says no more than that it could not read.
+    fn explained(&self, error: Error) -> Error {
+        match self.device.last_failure() {
+            Some(failure) => {
+                let cause = failure_cause(&failure);
+                Error::Image { cause, message: format!("{error}: {}", failure.chain()) }
+            }
+            None => error,
+        }
     }
 }
 
@@ -168,17 +141,7 @@ impl Mounted {
     /// Unmounts the root file system. One that is in use stays, unless it is to go `lazily`: then it goes with its last
     /// user.
     pub(super) fn unmount_root(&self, lazily: bool) -> Result<(), Error> {
-        let directory = &self.record.directory;
-        let io = |source: rustix::io::Errno| Error::io("unmount", directory.display(), source);
-        match unmount(directory, UnmountFlags::NOFOLLOW) {
-            Err(rustix::io::Errno::BUSY) if lazily => {
-                unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(io)
-            }
-            Err(rustix::io::Errno::BUSY) => Err(Error::Busy { directory: directory.clone() }),
-            // Somebody else unmounted it, by hand.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
-            result => result.map_err(io),
-        }
+        self.mounter.lock().unwrap_or_else(PoisonError::into_inner).unmount(lazily)
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -219,11 +182,11 @@ impl Mounted {
     /// Takes down what is below the root file system, and keeps what is worth keeping: the chunks that were fetched, and
     /// which were needed.
     pub(super) fn close(self) {
-        let Self { opened, attached, replay, .. } = self;
-        drop(replay);
+        let Self { opened, mounter, export } = self;
         opened.starts.keep(&StartLog::record(&opened.device), &opened.expected);
-        // The loop device clears itself when nobody has it open; the file must wait for that, so it goes lazily.
-        drop(attached);
+        // It ends with the last thing that waits for the device; only then may nobody serve it any more.
+        drop(mounter);
+        drop(export);
         opened.tiers.flush();
     }
 }
@@ -248,14 +211,17 @@ fn store_cause(error: &snowmelt_store::Error) -> Cause {
     }
 }
 
-fn device_error(error: &snowmelt_device::Error) -> Error {
-    let cause = match error {
+pub(super) fn device_error(error: &snowmelt_device::Error) -> Error {
+    Error::Image { cause: failure_cause(error), message: chain(error) }
+}
+
+fn failure_cause(error: &snowmelt_device::Error) -> Cause {
+    match error {
         snowmelt_device::Error::NotFound { .. } => Cause::NotFound,
         snowmelt_device::Error::Corrupt { .. } => Cause::Corrupt,
         snowmelt_device::Error::Unavailable { .. } => Cause::Unavailable,
         _ => Cause::Other,
-    };
-    Error::Image { cause, message: chain(error) }
+    }
 }
 
 /// An error with what caused it, as far as its own message does not say so already.

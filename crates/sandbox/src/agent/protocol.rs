@@ -50,6 +50,9 @@ pub struct AgentConfig {
     pub on_unavailable: OnUnavailable,
     /// Load at the start what earlier runs of the image touched, in their order.
     pub prefetch: bool,
+    /// Directory of the files that hold what sandboxes write, encrypted and without a name. It needs room, so no directory in
+    /// memory.
+    pub overlay_dir: PathBuf,
     /// How much a sandbox may write, in bytes.
     pub overlay_bytes: u64,
     /// The program that runs [`crate::agent_main`] when it is given the one argument `agent`.
