@@ -42,13 +42,20 @@ impl App {
         Ok(open_image(store, &self.config.tenant, name, &self.keys())?)
     }
 
-    /// The records of sandboxes, after what killed processes left has been removed.
+    /// The records of sandboxes.
     pub(crate) fn state(&self) -> Result<StateDir> {
-        let state = StateDir::new(&self.config.state_dir)?;
-        for message in state.cleanup_stale()? {
-            tracing::info!("{message}");
+        Ok(StateDir::new(&self.config.state_dir)?)
+    }
+
+    /// Removes what killed processes left, for the commands that do not do so themselves. It must not keep them from their
+    /// work, and takes root.
+    pub(crate) fn clean_up(&self) {
+        if !rustix::process::geteuid().is_root() || !self.config.state_dir.is_dir() {
+            return;
         }
-        Ok(state)
+        if let Err(error) = StateDir::new(&self.config.state_dir).and_then(|state| state.cleanup_stale()) {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Where the figures of an image's last run are kept.

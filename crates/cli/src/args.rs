@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgAction, Parser, Subcommand};
 use snowmelt_chunk::Suite;
 use snowmelt_image::{Platform, SourceRef};
@@ -11,8 +12,8 @@ use snowmelt_store::ImageName;
 use crate::units::{Size, parse_cpus, parse_memory};
 
 const AFTER_HELP: &str = "\
-Configuration, in rising order: the configuration file (~/.config/snowmelt/config.toml, or --config), the environment \
-(SNOWMELT_STORE, SNOWMELT_TENANT, SNOWMELT_STATE_DIR, SNOWMELT_CACHE_DIR, SNOWMELT_KEYS_DIR), these flags.
+Settings come from the configuration file (~/.config/snowmelt/config.toml), the
+environment and flags, in rising order; docs/configuration.md has them all.
 
 Examples:
   snowmelt publish docker://localhost:5000/python:3.12
@@ -21,7 +22,7 @@ Examples:
 
 /// Starts any container image in milliseconds without pulling it.
 #[derive(Parser, Debug)]
-#[command(name = "snowmelt", version, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(name = "snowmelt", version, after_help = AFTER_HELP, max_term_width = 110, arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,
@@ -51,8 +52,73 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", env = "SNOWMELT_KEYS_DIR", help_heading = "Global options")]
     pub(crate) keys_dir: Option<PathBuf>,
     /// Allow a store that is reached by plain HTTP.
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, global = true, env = "SNOWMELT_ALLOW_HTTP", value_parser = FalseyValueParser::new(),
+          help_heading = "Global options")]
     pub(crate) allow_http: bool,
+    /// The root inside the store.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "SNOWMELT_ROOT",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) root: Option<String>,
+    /// How much the cache of chunks may hold.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        env = "SNOWMELT_CACHE_SIZE",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) cache_size: Option<Size>,
+    /// What a read does when the store does not answer: wait until the deadline, or fail.
+    #[arg(long, global = true, env = "SNOWMELT_ON_UNAVAILABLE", hide_short_help = true, value_name = "block|fail",
+          value_parser = PossibleValuesParser::new(["block", "fail"]), help_heading = "Global options")]
+    pub(crate) on_unavailable: Option<String>,
+    /// How long a read waits for a chunk, in milliseconds.
+    #[arg(
+        long,
+        global = true,
+        value_name = "MS",
+        env = "SNOWMELT_DEADLINE_MS",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) deadline_ms: Option<u64>,
+    /// Whether a start loads ahead what earlier starts of the command read.
+    #[arg(
+        long,
+        global = true,
+        value_name = "true|false",
+        env = "SNOWMELT_PREFETCH",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) prefetch: Option<bool>,
+    /// Where what sandboxes write is kept until they end, encrypted.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SNOWMELT_OVERLAY_DIR",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) overlay_dir: Option<PathBuf>,
+    /// How much one sandbox may write.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        env = "SNOWMELT_OVERLAY_SIZE",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) overlay_size: Option<Size>,
     /// Print JSON for scripts.
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,
@@ -63,7 +129,9 @@ pub(crate) enum Command {
     Publish(PublishArgs),
     Run(RunArgs),
     Mount(MountArgs),
+    #[command(alias = "umount")]
     Unmount(UnmountArgs),
+    #[command(alias = "ls")]
     Images(ImagesArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
@@ -102,9 +170,12 @@ pub(crate) struct PublishArgs {
     /// Free space in the image for what a container writes. It takes no room in the store.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) free: Size,
-    /// How chunks are encrypted: blake3-gcm or sha256-ctr.
-    #[arg(long, default_value = "blake3-gcm")]
+    /// How chunks are encrypted.
+    #[arg(long, default_value = "blake3-gcm", value_parser = suites())]
     pub(crate) suite: Suite,
+    /// Read chunks back that are in the store already, and replace damaged ones.
+    #[arg(long)]
+    pub(crate) repair: bool,
     /// Allow plain HTTP to a registry on another machine.
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -113,14 +184,15 @@ pub(crate) struct PublishArgs {
 /// Run a command in a container of an image, loading what it touches.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The exit code is the command's; 125 where snowmelt failed, 126 where the command cannot be executed, 127 where it does not
-exist, 128 + n where signal n ended it. What the container writes is encrypted and discarded at its end.
+The exit code is the command's; 125 where snowmelt failed, 126 where the command
+cannot be executed, 127 where it does not exist, 128 + n where signal n ended it.
+What the container writes is encrypted, and discarded at its end.
 
 Examples:
   snowmelt run python -- python3 -c 'print(\"hello\")'
-  snowmelt run python -it -- bash
-  snowmelt run tools/build:v2 -v .:/work --workdir /work --memory 2g --cpus 1.5 -- make
-  snowmelt run python --read-only --net none --user nobody --stats -- python3 -m this")]
+  snowmelt run -it python bash
+  snowmelt run tools/build:v2 -v .:/work -w /work --memory 2g --cpus 1.5 -- make
+  snowmelt run python --read-only --net none --user nobody --stats -- python3")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own on the command line")]
 pub(crate) struct RunArgs {
     /// Which image.
@@ -148,7 +220,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) read_only: bool,
     /// The container's network: host or none.
-    #[arg(long, value_name = "host|none", default_value = "host")]
+    #[arg(long, value_name = "host|none", default_value = "host", value_parser = networks())]
     pub(crate) net: Network,
     /// Memory limit, such as 512m.
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
@@ -165,8 +237,8 @@ pub(crate) struct RunArgs {
     /// Show what the run loaded and how long each step took, on standard error.
     #[arg(long)]
     pub(crate) stats: bool,
-    /// Replaces the image's command.
-    #[arg(last = true, value_name = "CMD")]
+    /// Replaces the image's command. Options after its first word are the command's; `--` ends ours before it.
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
 
@@ -175,7 +247,7 @@ pub(crate) struct RunArgs {
 #[command(after_help = "\
 Examples:
   snowmelt mount python /mnt
-  snowmelt mount python /mnt --rw        what is written is encrypted, and discarded at unmount")]
+  snowmelt mount python /mnt --rw    what is written is discarded at unmount")]
 pub(crate) struct MountArgs {
     /// Which image.
     #[arg(value_name = "NAME[:TAG]")]
@@ -229,17 +301,18 @@ pub(crate) struct ExportArgs {
     pub(crate) file: PathBuf,
 }
 
-/// Remove an image's name, and its manifest where no other name has it.
+/// Remove images' names.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Running sandboxes of the image go on. Its chunks stay in the store, where other images may share them.
+Running sandboxes of an image go on. Its manifest and chunks stay in the store,
+where other names and images may share them.
 
 Example:
-  snowmelt rm python:3.11")]
+  snowmelt rm python:3.11 python:3.10")]
 pub(crate) struct RmArgs {
-    /// Which image.
-    #[arg(value_name = "NAME[:TAG]")]
-    pub(crate) image: ImageName,
+    /// Which images.
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) images: Vec<ImageName>,
 }
 
 /// Show what images take in the store, and the cache on this machine.
@@ -253,6 +326,16 @@ pub(crate) struct DuArgs {}
 pub(crate) struct CompletionsArgs {
     /// Which shell.
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// The suites by name, so that help and completions list them.
+fn suites() -> impl clap::builder::TypedValueParser<Value = Suite> {
+    PossibleValuesParser::new(["blake3-gcm", "sha256-ctr"]).try_map(|name| name.parse::<Suite>())
+}
+
+/// The networks by name, so that help and completions list them.
+fn networks() -> impl clap::builder::TypedValueParser<Value = Network> {
+    PossibleValuesParser::new(["host", "none"]).try_map(|name| name.parse::<Network>())
 }
 
 #[cfg(test)]

@@ -15,14 +15,21 @@ use clap::CommandFactory as _;
 
 use crate::app::App;
 use crate::args::{Args, Command};
+use crate::output;
 
 /// Runs one command; an error has printed nothing yet.
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     if let Command::Completions(completions) = &args.command {
-        clap_complete::generate(completions.shell, &mut Args::command(), "snowmelt", &mut std::io::stdout());
+        let mut bytes = Vec::new();
+        clap_complete::generate(completions.shell, &mut without_hidden(&Args::command()), "snowmelt", &mut bytes);
+        output::print(&String::from_utf8_lossy(&bytes))?;
         return Ok(ExitCode::SUCCESS);
     }
     let app = App::new(&args.global)?;
+    // These do so themselves, where it belongs among their steps.
+    if !matches!(args.command, Command::Run(_) | Command::Mount(_) | Command::Unmount(_)) {
+        app.clean_up();
+    }
     match &args.command {
         Command::Publish(args) => publish::publish(&app, args),
         Command::Run(args) => run::run(&app, args),
@@ -36,4 +43,11 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Du(_) => usage::usage(&app),
         Command::Completions(_) | Command::Agent => unreachable!("answered before"),
     }
+}
+
+/// Commands that are not for people are not completed.
+fn without_hidden(command: &clap::Command) -> clap::Command {
+    let shown: Vec<clap::Command> =
+        command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned().collect();
+    clap::Command::new("snowmelt").args(command.get_arguments().cloned()).subcommands(shown)
 }

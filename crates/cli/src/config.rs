@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+use snowmelt_chunk::check_tenant;
 use snowmelt_sandbox::{AgentConfig, OnUnavailable};
 use snowmelt_store::DEFAULT_ROOT;
 
@@ -26,6 +27,7 @@ struct ConfigFile {
     deadline_ms: Option<u64>,
     on_unavailable: Option<OnUnavailable>,
     prefetch: Option<bool>,
+    overlay_dir: Option<PathBuf>,
     overlay_size: Option<Size>,
 }
 
@@ -43,12 +45,15 @@ pub(crate) struct Config {
     deadline: Duration,
     on_unavailable: OnUnavailable,
     prefetch: bool,
+    overlay_dir: PathBuf,
     overlay_bytes: u64,
 }
 
 const DEFAULT_CACHE: Size = Size(10 << 30);
 /// Long enough for an origin that restarts, short enough that a stuck program is noticed.
 const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
+/// Who wants errors at once still waits for an origin that is merely slow.
+const DEFAULT_DEADLINE_OF_FAIL: Duration = Duration::from_secs(2);
 /// More than the free space of an image by default, so that the file system is full first and says so.
 const DEFAULT_OVERLAY: Size = Size(8 << 30);
 
@@ -76,24 +81,40 @@ impl Config {
         let or_default = |given: Option<PathBuf>, home: &Option<PathBuf>, name: &str, flag: &str| {
             given.map_or_else(|| default(home, name, flag), Ok)
         };
+        let cache_dir = absolute(&or_default(args.cache_dir.clone().or(file.cache_dir), &cache, "", "--cache-dir")?)?;
+        let on_unavailable = match args.on_unavailable.as_deref() {
+            Some("fail") => OnUnavailable::Fail,
+            Some(_) => OnUnavailable::Block,
+            None => file.on_unavailable.unwrap_or_default(),
+        };
+        let default_deadline = match on_unavailable {
+            OnUnavailable::Block => DEFAULT_DEADLINE,
+            OnUnavailable::Fail => DEFAULT_DEADLINE_OF_FAIL,
+        };
+        let tenant = args.tenant.clone().or(file.tenant).unwrap_or_else(|| "default".into());
+        check_tenant(&tenant)?;
         Ok(Self {
             store,
-            root: file.root.unwrap_or_else(|| DEFAULT_ROOT.into()),
-            tenant: args.tenant.clone().or(file.tenant).unwrap_or_else(|| "default".into()),
+            root: args.root.clone().or(file.root).unwrap_or_else(|| DEFAULT_ROOT.into()),
+            tenant,
             state_dir: absolute(&or_default(
                 args.state_dir.clone().or(file.state_dir),
                 &state_home(),
                 "snowmelt",
                 "--state-dir",
             )?)?,
-            cache_dir: absolute(&or_default(args.cache_dir.clone().or(file.cache_dir), &cache, "", "--cache-dir")?)?,
-            cache_bytes: file.cache_size.unwrap_or(DEFAULT_CACHE).0,
+            cache_bytes: args.cache_size.or(file.cache_size).unwrap_or(DEFAULT_CACHE).0,
             keys_dir: absolute(&or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
             allow_http: args.allow_http || file.allow_http.unwrap_or(false),
-            deadline: file.deadline_ms.map_or(DEFAULT_DEADLINE, Duration::from_millis),
-            on_unavailable: file.on_unavailable.unwrap_or_default(),
-            prefetch: file.prefetch.unwrap_or(true),
-            overlay_bytes: file.overlay_size.unwrap_or(DEFAULT_OVERLAY).0,
+            deadline: args.deadline_ms.or(file.deadline_ms).map_or(default_deadline, Duration::from_millis),
+            on_unavailable,
+            prefetch: args.prefetch.or(file.prefetch).unwrap_or(true),
+            overlay_dir: match args.overlay_dir.clone().or(file.overlay_dir) {
+                Some(folder) => absolute(&folder)?,
+                None => cache_dir.clone(),
+            },
+            overlay_bytes: args.overlay_size.or(file.overlay_size).unwrap_or(DEFAULT_OVERLAY).0,
+            cache_dir,
         })
     }
 
@@ -110,6 +131,7 @@ impl Config {
             deadline: self.deadline,
             on_unavailable: self.on_unavailable,
             prefetch: self.prefetch,
+            overlay_dir: self.overlay_dir.clone(),
             overlay_bytes: self.overlay_bytes,
             agent_command: std::env::current_exe().context("finding this program's own file")?,
         })

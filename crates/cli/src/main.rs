@@ -7,33 +7,60 @@ mod config;
 mod output;
 mod units;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 
 use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return refuse(&error),
+    };
     // The agent sets up messages and signals of its own, before any thread exists.
     if matches!(args.command, Command::Agent) {
         return ExitCode::from(snowmelt_sandbox::agent_main());
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn".into());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // Fails only where another subscriber is set, and here none is.
-    let _ = subscriber.try_init();
     let is_run = matches!(args.command, Command::Run(_));
-    commands::execute(&args).unwrap_or_else(|error| {
+    set_up_messages().and_then(|()| commands::execute(&args)).unwrap_or_else(|error| {
         // Where standard error is closed there is nobody to tell.
         let _ = writeln!(std::io::stderr(), "snowmelt: {}", message(&error));
-        let own_fault = if is_run { 125 } else { 1 };
+        let own_fault = if is_run { OWN_FAULT_OF_RUN } else { 1 };
         let code = error
             .downcast_ref::<snowmelt_sandbox::Error>()
             .map_or(own_fault, |error| if is_run { error.exit_code() } else { 1 });
         ExitCode::from(code)
     })
+}
+
+/// What `run` ends with where the fault is ours or our user's, so that it cannot be mistaken for the command's own code.
+const OWN_FAULT_OF_RUN: u8 = 125;
+
+/// Prints what is wrong with the arguments, or the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let is_run = std::env::args_os().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"));
+    if error.use_stderr() && is_run.is_some_and(|word| word == "run") {
+        return ExitCode::from(OWN_FAULT_OF_RUN);
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn set_up_messages() -> anyhow::Result<()> {
+    let filter = match std::env::var("SNOWMELT_LOG") {
+        Ok(text) => tracing_subscriber::EnvFilter::builder()
+            .parse(&text)
+            .with_context(|| format!("SNOWMELT_LOG={text}: expected such as warn, debug or snowmelt_device=debug"))?,
+        Err(_) => "warn".into(),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // Fails only where another subscriber is set, and here none is.
+    let _ = subscriber.with_ansi(colours).try_init();
+    Ok(())
 }
 
 /// An error with its causes. Libraries put the cause into their message where it tells something; it is not said twice.

@@ -13,7 +13,8 @@ pub(crate) fn bytes_bar(label: &str, total: u64, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = "{msg:>9} {bar:32} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}  {eta} left";
+    // 78 columns at most.
+    let template = "{msg:>9} {bar:18} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12} {eta:>4} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
 }

@@ -17,7 +17,7 @@ impl FromStr for Size {
         let invalid = || format!("{text:?} is not a size: a number with k, m, g or t, such as 512MiB or 1g");
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match &lower[digits.len()..] {
+        let shift: u32 = match &lower[digits.len()..] {
             "" | "b" => 0,
             "k" | "kb" | "kib" => 10,
             "m" | "mb" | "mib" => 20,
@@ -25,23 +25,46 @@ impl FromStr for Size {
             "t" | "tb" | "tib" => 40,
             _ => return Err(invalid()),
         };
-        let number: u64 = digits.trim().parse().map_err(|_| invalid())?;
-        number.checked_mul(1 << shift).map(Size).ok_or_else(|| format!("{text:?} is too large"))
+        let digits = digits.trim();
+        let too_large = || format!("{text:?} is too large");
+        let Some((whole, fraction)) = digits.split_once('.') else {
+            let number: u64 = digits.parse().map_err(|_| invalid())?;
+            return number.checked_mul(1 << shift).map(Size).ok_or_else(too_large);
+        };
+        // 1.5g: in integers, so that it is exact wherever it can be.
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(fraction) || fraction.len() > 9 {
+            return Err(invalid());
+        }
+        let scaled: u128 = format!("{whole}{fraction}").parse().map_err(|_| invalid())?;
+        let bytes = scaled.checked_mul(1 << shift).map(|scaled| scaled / 10_u128.pow(fraction.len() as u32));
+        bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(Size).ok_or_else(too_large)
     }
 }
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(u64),
-            Text(String),
+        struct Written;
+        impl serde::de::Visitor<'_> for Written {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or a text with k, m, g or t such as \"512MiB\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<Size, E> {
+                u64::try_from(bytes).map(Size).map_err(|_| E::custom(format!("{bytes} is below zero")))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<Size, E> {
+                Ok(Size(bytes))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
         }
-        match Written::deserialize(deserializer)? {
-            Written::Number(bytes) => Ok(Size(bytes)),
-            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
+        deserializer.deserialize_any(Written)
     }
 }
 
@@ -109,13 +132,15 @@ mod tests {
             ("512 MB", 512 << 20, "512.0 MiB"),
             ("1536m", 1536 << 20, "1.5 GiB"),
             ("2t", 2 << 40, "2.0 TiB"),
+            ("1.5GiB", 3 << 29, "1.5 GiB"),
+            ("0.5k", 512, "512 B"),
         ] {
             let size: Size = text.parse().unwrap();
             assert_eq!(size, Size(bytes));
             assert_eq!(size.to_string(), shown);
         }
         assert_eq!(Size((1 << 20) - 1).to_string(), "1.0 MiB");
-        for text in ["", "g", "-1", "1x", "1.5g", "99999999999t", "µ"] {
+        for text in ["", "g", "-1", "1x", "1.", ".5g", "1.5.5g", "-1.5g", "99999999999t", "99999999999.5t", "µ"] {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
         }
     }

@@ -11,12 +11,14 @@ use crate::output;
 use crate::units::{Size, show_time};
 
 pub(crate) fn list(app: &App) -> Result<ExitCode> {
-    let names = app.store()?.list_names(&app.config.tenant)?;
+    let store = app.store()?;
+    let names = store.list_names(&app.config.tenant)?;
     if app.json {
         let list: Vec<_> = names
             .iter()
-            .map(|(name, record)| {
-                json!({
+            .map(|(name, record)| match record {
+                Err(error) => json!({ "name": name.to_string(), "error": error.to_string() }),
+                Ok(record) => json!({
                     "name": name.to_string(),
                     "manifest": record.manifest,
                     "published_at": record.published_at,
@@ -25,15 +27,25 @@ pub(crate) fn list(app: &App) -> Result<ExitCode> {
                     "stored_bytes": record.stored_bytes,
                     "chunks": record.chunk_count,
                     "generation": record.generation,
-                })
+                }),
             })
             .collect();
         output::print_json(&list)?;
     } else if names.is_empty() {
-        output::print("No images yet. Publish one: snowmelt publish docker://REGISTRY/NAME:TAG\n")?;
+        output::print(&format!(
+            "No images yet in {} for tenant {}. Publish one: snowmelt publish docker://REGISTRY/NAME:TAG\n",
+            store.url(),
+            app.config.tenant
+        ))?;
     } else {
-        let rows = names.into_iter().map(|(name, record)| {
-            vec![
+        for (name, record) in &names {
+            if let Err(error) = record {
+                tracing::warn!("{name}: {error}: publish it again, or remove it with `snowmelt rm {name}`");
+            }
+        }
+        let rows = names.into_iter().filter_map(|(name, record)| {
+            let record = record.ok()?;
+            Some(vec![
                 name.name().into(),
                 name.tag().into(),
                 record.manifest[..12].into(),
@@ -41,7 +53,7 @@ pub(crate) fn list(app: &App) -> Result<ExitCode> {
                 record.chunk_count.to_string(),
                 show_time(record.published_at),
                 record.source,
-            ]
+            ])
         });
         let header = ["NAME", "TAG", "MANIFEST", "SIZE", "CHUNKS", "PUBLISHED (UTC)", "SOURCE"];
         output::print(&output::table(&header, &[3, 4], rows.collect()))?;
@@ -51,19 +63,18 @@ pub(crate) fn list(app: &App) -> Result<ExitCode> {
 
 pub(crate) fn remove(app: &App, args: &RmArgs) -> Result<ExitCode> {
     let store = app.store()?;
-    let tenant = &app.config.tenant;
-    let record = store.read_name(tenant, &args.image)?;
-    store.remove_name(tenant, &args.image)?;
-    let manifest = record.manifest_id()?;
-    // The manifest is what keeps chunks alive; it goes with its last name.
-    let shared = store.list_names(tenant)?.iter().any(|(_, other)| other.manifest == record.manifest);
-    if !shared {
-        store.remove_manifest(&record.root, tenant, &manifest)?;
+    let mut removed = Vec::new();
+    for image in &args.images {
+        // The manifest stays: another publisher may be about to give it another name.
+        store.remove_name(&app.config.tenant, image)?;
+        if app.json {
+            removed.push(image.to_string());
+        } else {
+            output::print(&format!("Removed {image}.\n"))?;
+        }
     }
     if app.json {
-        output::print_json(&json!({ "removed": args.image.to_string(), "manifest_removed": !shared }))?;
-    } else {
-        output::print(&format!("Removed {}.\n", args.image))?;
+        output::print_json(&json!({ "removed": removed }))?;
     }
     Ok(ExitCode::SUCCESS)
 }

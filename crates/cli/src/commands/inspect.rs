@@ -118,17 +118,19 @@ pub(crate) fn verify(app: &App, args: &VerifyArgs) -> Result<ExitCode> {
         ))?;
     } else {
         output::print(&format!(
-            "{} is damaged: {} of {} chunks. Publishing it again restores chunks that are missing or cut short; remove \
-             damaged ones from the store first.\n",
+            "{} is damaged: {} of {} chunks. To restore them: snowmelt publish --repair {} {}\n",
             args.image,
             verified.damage.len(),
-            verified.chunks
+            verified.chunks,
+            image.record.source,
+            args.image
         ))?;
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(crate) fn export(app: &App, args: &ExportArgs) -> Result<ExitCode> {
+    anyhow::ensure!(args.file.as_os_str() != "-", "export needs a file that can have holes, not standard output");
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
     let bar = output::bytes_bar("exporting", image.record.stored_bytes, app.json);

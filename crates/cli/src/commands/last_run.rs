@@ -86,22 +86,21 @@ pub(crate) fn table(figures: &Value) -> String {
     ])
 }
 
-/// Bytes that a run loaded from cache and origin.
-pub(crate) fn loaded_bytes(figures: &Value) -> Option<u64> {
-    let bytes = |tier: &str| figures.pointer(&format!("/{tier}/bytes")).and_then(Value::as_u64);
-    Some(bytes("cache")? + bytes("origin")?)
-}
-
 /// One line about a run.
 pub(crate) fn describe(figures: &Value) -> String {
-    let number = |path: &str| figures.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let number = |path: &str| figures.pointer(path).and_then(Value::as_u64);
+    let time = |path: &str| number(path).map(|time| show_duration(Duration::from_micros(time)));
+    let count = |path: &str| number(path).unwrap_or(0);
+    let first_output = time("/reached_us/first_output");
     format!(
-        "touched {} of {} chunks, loaded {} from cache and {} from origin, mounted after {}",
-        number("/touched_chunks"),
-        number("/image_chunks"),
-        Size(number("/cache/bytes")),
-        Size(number("/origin/bytes")),
-        show_duration(Duration::from_micros(number("/reached_us/mounted")))
+        "touched {} of {} chunks, loaded {} from cache and {} from origin; mounted after {}, started after {}{}",
+        count("/touched_chunks"),
+        count("/image_chunks"),
+        Size(count("/cache/bytes")),
+        Size(count("/origin/bytes")),
+        time("/reached_us/mounted").unwrap_or_default(),
+        time("/reached_us/runtime").unwrap_or_default(),
+        first_output.map(|time| format!(", first output after {time}")).unwrap_or_default(),
     )
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         None => default_name(&args.source)?,
     };
     let store = app.store()?;
+    store.check_writable()?;
     let keys = app.local_keys();
     let salt = Salt::derive(
         &*keys.salt_secret()?,
@@ -47,6 +48,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         suite: args.suite,
         salt: &salt,
         keys: &app.keys(),
+        repair: args.repair,
         threads: App::threads(&store),
         progress: Some(&progress),
     };
@@ -66,6 +68,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
             "stored_bytes": record.stored_bytes,
             "new_chunks": published.new_chunks,
             "new_bytes": published.new_bytes,
+            "repaired_chunks": published.repaired_chunks,
             "present_chunks": present.0,
             "present_bytes": present.1,
             "manifest_bytes": published.manifest_bytes,
@@ -74,22 +77,24 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
             "total_ms": started.elapsed().as_millis() as u64,
         }))?;
     } else {
-        output::print(&output::pairs(&[
+        let mut rows = vec![
             ("Published", format!("{name}  ({})", &record.manifest[..12])),
             ("Size", format!("{} of files, {} with free space", Size(metadata.content_bytes), Size(record.image_size))),
             ("Chunks", format!("{} ({})", record.chunk_count, Size(record.stored_bytes))),
             ("New", format!("{} ({})", published.new_chunks, Size(published.new_bytes))),
             ("Already there", format!("{} ({})", present.0, Size(present.1))),
-            (
-                "Time",
-                format!(
-                    "{} (reading {}, storing {})",
-                    show_duration(started.elapsed()),
-                    show_duration(reading),
-                    show_duration(published.chunks_time)
-                ),
-            ),
-        ]))?;
+        ];
+        if args.repair {
+            rows.push(("Repaired", published.repaired_chunks.to_string()));
+        }
+        let time = format!(
+            "{} (reading {}, storing {})",
+            show_duration(started.elapsed()),
+            show_duration(reading),
+            show_duration(published.chunks_time)
+        );
+        rows.push(("Time", time));
+        output::print(&output::pairs(&rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,10 @@ pub(crate) fn usage(app: &App) -> Result<ExitCode> {
     let store = app.store()?;
     let usage = store_usage(&store, &app.config.tenant)?;
     let cached = cache_bytes(app)?;
-    let touched = |image: &ImageName| last_run::load(app, image).and_then(|run| last_run::loaded_bytes(&run));
+    for (name, error) in &usage.damaged {
+        tracing::warn!("{name} is not counted: {error}");
+    }
+    let last_run = |image: &ImageName| last_run::load(app, image);
     if app.json {
         let images: Vec<_> = usage
             .images
@@ -26,7 +29,7 @@ pub(crate) fn usage(app: &App) -> Result<ExitCode> {
                     "stored_bytes": image.stored_bytes,
                     "unique_bytes": image.unique_bytes,
                     "shared_bytes": image.stored_bytes - image.unique_bytes,
-                    "last_run_bytes": touched(&image.name),
+                    "last_run": last_run(&image.name),
                 })
             })
             .collect();
@@ -35,22 +38,27 @@ pub(crate) fn usage(app: &App) -> Result<ExitCode> {
             "logical_bytes": usage.logical_bytes,
             "stored_bytes": usage.stored_bytes,
             "chunks": usage.chunks,
+            "damaged": usage.damaged.iter().map(|(name, error)| json!({ "name": name.to_string(), "error": error.to_string() })).collect::<Vec<_>>(),
             "cache": { "folder": app.config.cache_dir, "bytes": cached, "budget_bytes": app.config.cache_bytes },
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows = usage.images.iter().map(|image| {
-        let loaded = touched(&image.name);
+        let run = last_run(&image.name);
+        let of_run = |path: &str| run.as_ref().and_then(|run| run.pointer(path)?.as_u64());
+        let bytes = |path: &str| of_run(path).map_or_else(|| "-".into(), |bytes| Size(bytes).to_string());
         vec![
             image.name.to_string(),
             Size(image.stored_bytes).to_string(),
             Size(image.stored_bytes - image.unique_bytes).to_string(),
             Size(image.unique_bytes).to_string(),
-            loaded.map_or_else(|| "-".into(), |bytes| Size(bytes).to_string()),
+            of_run("/touched_chunks").map_or_else(|| "-".into(), |chunks| format!("{chunks} chunks")),
+            bytes("/cache/bytes"),
+            bytes("/origin/bytes"),
         ]
     });
-    let header = ["IMAGE", "SIZE", "SHARED", "UNIQUE", "LAST RUN LOADED"];
-    let mut text = output::table(&header, &[1, 2, 3, 4], rows.collect());
+    let header = ["IMAGE", "SIZE", "SHARED", "UNIQUE", "LAST RUN", "FROM CACHE", "FROM ORIGIN"];
+    let mut text = output::table(&header, &[1, 2, 3, 4, 5, 6], rows.collect());
     let ratio = if usage.stored_bytes == 0 { 1.0 } else { usage.logical_bytes as f64 / usage.stored_bytes as f64 };
     text += "\n";
     text += &output::pairs(&[

@@ -180,3 +180,144 @@ fn help_version_and_completions() {
     tool("bash", &["-n", script.to_str().unwrap()]);
     assert!(!world.path("store").exists(), "help makes no store");
 }
+
+/// Whatever surrounds it, the same layers give the same bytes: under one salt, the same chunks.
+#[test]
+fn time_zone_umask_and_locale_change_no_byte() {
+    let world = World::new();
+    let ids = |store: &str, prepare: &str| {
+        let snowmelt = env!("CARGO_BIN_EXE_snowmelt");
+        let script = format!("{prepare}; exec {snowmelt} --store {store} publish {} small", test_image("small"));
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]);
+        for (name, value) in world.command(["images"]).get_envs() {
+            if let Some(value) = value {
+                shell.env(name, value);
+            }
+        }
+        let finished = shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        crate::world::finish(finished).success();
+        let mut ids = Vec::new();
+        crate::world::walk(&Path::new(store).join("roots/main/chunks"), &mut |path| {
+            ids.push(path.file_name().unwrap().to_owned());
+        });
+        ids.sort();
+        ids
+    };
+    let plain = ids(&world.text("plain"), "export TZ=UTC LC_ALL=C; umask 022");
+    let strange = ids(&world.text("strange"), "export TZ=Pacific/Kiritimati LC_ALL=tr_TR.UTF-8 LANG=tr_TR; umask 077");
+    assert!(plain.len() > 5);
+    assert_eq!(plain, strange);
+}
+
+/// Flags over the environment over the file, for settings of every kind.
+#[test]
+fn settings_in_rising_order() {
+    let mut world = World::with_small();
+    let budget =
+        |world: &World, flags: &[&str]| world.json(&[flags, &["du"]].concat())["cache"]["budget_bytes"].clone();
+    assert_eq!(budget(&world, &[]), 10_u64 << 30);
+    std::fs::write(world.path("config.toml"), "cache_size = \"1.5GiB\"\nroot = \"from-file\"\n").unwrap();
+    assert_eq!(budget(&world, &[]), 3_u64 << 29);
+    world.set("SNOWMELT_CACHE_SIZE", "2GiB");
+    assert_eq!(budget(&world, &[]), 2_u64 << 30);
+    assert_eq!(budget(&world, &["--cache-size", "3GiB"]), 3_u64 << 30);
+    let root = |world: &World, flags: &[&str]| {
+        world.snowmelt([flags, &["publish", &test_image("small"), "rooted"]].concat()).success();
+        world.json(&["inspect", "rooted"])["root"].clone()
+    };
+    assert_eq!(root(&world, &[]), "from-file");
+    world.set("SNOWMELT_ROOT", "from-environment");
+    assert_eq!(root(&world, &[]), "from-environment");
+    assert_eq!(root(&world, &["--root", "from-flag"]), "from-flag");
+    world.set("SNOWMELT_ON_UNAVAILABLE", "perhaps");
+    world.snowmelt(["images"]).failure(2, &["perhaps", "block", "fail"]);
+}
+
+#[test]
+fn every_command_prints_json_for_scripts() {
+    let world = World::with_small();
+    let verified = world.json(&["verify", "small"]);
+    assert!(
+        verified["chunks"].as_u64().unwrap() > 5 && verified["damage"].as_array().unwrap().is_empty(),
+        "{verified}"
+    );
+    let exported = world.json(&["export", "small", &world.text("small.ext4")]);
+    assert_eq!(exported["image_bytes"], world.path("small.ext4").metadata().unwrap().len());
+    let directory = world.path("mounted");
+    std::fs::create_dir(&directory).unwrap();
+    let mounted = world.json(&["mount", "small", directory.to_str().unwrap()]);
+    assert!(Path::new(mounted["messages"].as_str().unwrap()).exists(), "{mounted}");
+    std::fs::read(directory.join("etc/greeting")).unwrap();
+    let unmounted = world.json(&["unmount", directory.to_str().unwrap()]);
+    assert!(unmounted["stats"]["touched_chunks"].as_u64().unwrap() > 0, "{unmounted}");
+    let run = world.snowmelt(["--json", "run", "small", "--stats", "--", "cat", "/etc/greeting"]).success();
+    assert_eq!(run.stdout(), "hello from snowmelt\n");
+    let figures: Value = serde_json::from_str(&run.stderr).unwrap();
+    for path in
+        ["/touched_chunks", "/cache/bytes", "/reached_us/mounted", "/reached_us/runtime", "/reached_us/first_output"]
+    {
+        assert!(figures.pointer(path).and_then(Value::as_u64).is_some(), "no {path} in {figures}");
+    }
+    let shown = world.snowmelt(["inspect", "small"]).success().stdout();
+    assert!(shown.contains("first output after") && shown.contains("from cache"), "{shown}");
+    let used = world.json(&["du"]);
+    assert_eq!(used["images"][0]["last_run"]["touched_chunks"], figures["touched_chunks"]);
+    world.snowmelt(["publish", &test_image("small"), "other"]).success();
+    assert_eq!(world.json(&["rm", "small", "other"])["removed"], serde_json::json!(["small:latest", "other:latest"]));
+}
+
+/// What runs of a command read is read ahead at its next start, and only there.
+#[test]
+fn starts_are_remembered_by_command() {
+    let world = World::with_small();
+    let figures = |flags: &[&str], command: &[&str]| -> Value {
+        let arguments = [flags, &["--json", "run", "small", "--stats", "--"], command].concat();
+        let finished = world.snowmelt(arguments).success();
+        serde_json::from_str(&finished.stderr).unwrap()
+    };
+    let logs = || std::fs::read_dir(world.path("cache/starts")).unwrap().next().unwrap().unwrap().path();
+    let number = |figures: &Value, name: &str| figures[name].as_u64().unwrap();
+    let first = figures(&[], &["md5sum", "/data/pattern"]);
+    let again = figures(&[], &["md5sum", "/data/pattern"]);
+    assert_eq!(again["touched_chunks"], first["touched_chunks"]);
+    // The same bytes in larger pieces.
+    assert!(number(&again, "reads") < number(&first, "reads"), "{again} {first}");
+    let other = figures(&[], &["cat", "/etc/greeting"]);
+    assert!(
+        number(&other, "touched_chunks") < number(&first, "touched_chunks"),
+        "what another command reads stays where it is"
+    );
+    assert!(logs().join("common").exists(), "two commands have something in common");
+    // A log that was damaged is none.
+    for log in std::fs::read_dir(logs()).unwrap() {
+        std::fs::write(log.unwrap().path(), "nonsense").unwrap();
+    }
+    let healed = figures(&[], &["md5sum", "/data/pattern"]);
+    assert_eq!(healed["touched_chunks"], first["touched_chunks"]);
+    let without = figures(&["--prefetch", "false"], &["cat", "/etc/greeting"]);
+    assert_eq!(number(&without, "prefetched_chunks"), 0);
+}
+
+/// What a container writes takes room on the disk of the cache and not where sandboxes are recorded, which is in memory.
+#[test]
+fn a_small_state_directory_is_no_bound_for_what_is_written() {
+    let world = World::with_small();
+    let state = world.path("state");
+    std::fs::create_dir_all(&state).unwrap();
+    tool("mount", &["-t", "tmpfs", "-o", "size=4m", "tmpfs", state.to_str().unwrap()]);
+    let write = "dd if=/dev/zero of=/big bs=1M count=64 2>/dev/null && sync && md5sum < /big";
+    let written = world.run(&[], &["sh", "-c", write]).success();
+    assert_eq!(written.stdout(), "7f614da9329cd3aebf59b91aadc30bf0  -\n");
+    crate::world::wait_until("the sandbox is gone", || world.processes().is_empty());
+    tool("umount", &[state.to_str().unwrap()]);
+}
+
+/// As with other runtimes, the command may follow the image without more.
+#[test]
+fn a_command_without_dashes_before_it() {
+    let world = World::with_small();
+    assert_eq!(world.snowmelt(["run", "small", "echo", "-n", "a", "--b"]).success().stdout(), "a --b");
+    assert_eq!(world.snowmelt(["run", "-e", "A=b", "small", "sh", "-c", "echo $A"]).success().stdout(), "b\n");
+    assert_eq!(world.snowmelt(["run", "small", "-e", "A=b", "--", "sh", "-c", "echo $A"]).success().stdout(), "b\n");
+}

@@ -112,8 +112,26 @@ fn a_damaged_cache_heals_from_the_store() {
     });
     assert!(damaged > 0, "chunks are kept in the cache");
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
-    // And it is cured: with the store gone, the cache has what it takes.
+    // And it is cured: with the store's chunks gone, the cache has what it takes.
+    std::fs::rename(world.path("store/roots/main/chunks"), world.path("elsewhere")).unwrap();
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
+}
+
+#[test]
+fn publishing_again_with_repair_is_the_cure_for_damage() {
+    let world = World::with_small();
+    let victim = world.chunk_files().remove(0);
+    make_writable(&victim);
+    damage(&victim);
+    let verified = world.snowmelt(["verify", "small"]).failure(1, &[]);
+    assert!(verified.stdout().contains("snowmelt publish --repair"), "{}", verified.stdout());
+    assert!(!verified.stderr.contains('\u{1b}'), "no colours in a pipe: {}", verified.stderr);
+    let again = world.json(&["publish", &test_image("small"), "small"]);
+    assert_eq!(again["repaired_chunks"], 0, "{again}");
+    world.snowmelt(["verify", "small"]).failure(1, &[]);
+    let repaired = world.json(&["publish", "--repair", &test_image("small"), "small"]);
+    assert_eq!((&repaired["repaired_chunks"], &repaired["new_chunks"]), (&1.into(), &0.into()), "{repaired}");
+    world.snowmelt(["verify", "small"]).success();
 }
 
 #[test]
@@ -133,14 +151,14 @@ fn a_damaged_manifest_is_refused() {
     world.run(&[], &["true"]).failure(125, &["small"]);
 }
 
-/// Serves the store by HTTP, and behind a proxy that can fall silent.
-fn serve_store(world: &World) -> (std::process::Child, Proxy) {
+/// Serves a folder by HTTP; gives the server and `127.0.0.1:PORT`.
+pub fn serve(folder: &Path) -> (std::process::Child, String) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     drop(listener);
     let server = std::process::Command::new("python3")
         .args(["-m", "http.server", "--bind", "127.0.0.1", "--protocol", "HTTP/1.1", "--directory"])
-        .arg(world.path("store"))
+        .arg(folder)
         .arg(&port)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
@@ -148,6 +166,12 @@ fn serve_store(world: &World) -> (std::process::Child, Proxy) {
         .unwrap();
     let address = format!("127.0.0.1:{port}");
     wait_until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
+    (server, address)
+}
+
+/// Serves the store by HTTP, and behind a proxy that can fall silent.
+fn serve_store(world: &World) -> (std::process::Child, Proxy) {
+    let (server, address) = serve(&world.path("store"));
     (server, Proxy::cutting(&address, 0, 0))
 }
 
@@ -191,4 +215,91 @@ fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
     proxy.set_silent(false);
     let _ = server.kill();
     let _ = server.wait();
+}
+
+/// Opening an image keeps to the deadline too, and a sandbox that is to fail does so soon.
+#[test]
+fn a_silent_store_does_not_hold_up_a_start_for_longer_than_configured() {
+    let world = World::with_small();
+    let (mut server, proxy) = serve_store(&world);
+    let url = format!("http://{}/", proxy.address);
+    proxy.set_silent(true);
+    for settings in [
+        &["--deadline-ms", "1000"][..],
+        &["--on-unavailable", "fail"],
+        &["--on-unavailable", "fail", "--deadline-ms", "500"],
+    ] {
+        let started = std::time::Instant::now();
+        let arguments = [&["--store", &url, "--allow-http"][..], settings, &["run", "small", "--", "true"]].concat();
+        world.snowmelt(arguments).failure(125, &["small", &url]);
+        // Without the settings it would be two minutes.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20), "{settings:?}: {:?}", started.elapsed());
+    }
+    proxy.set_silent(false);
+    let _ = server.kill();
+    let _ = server.wait();
+    world.assert_nothing_left();
+}
+
+/// A stall is logged with image, chunk and tier.
+#[test]
+fn a_stall_is_told_to_the_operator() {
+    let world = World::with_small();
+    let (mut server, proxy) = serve_store(&world);
+    let url = format!("http://{}/", proxy.address);
+    let script = format!("echo ready; read line; {READ_MANY}");
+    let settings = ["--store", &url, "--allow-http", "--prefetch", "false"];
+    let mut child = world
+        .command([&settings[..], &["run", "-i", "small", "sh", "-c", &script]].concat())
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _output = crate::world::read_until(&mut child, "ready");
+    proxy.set_silent(true);
+    drop(child.stdin.take());
+    let mut messages = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("stalls") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut messages, &mut line).unwrap() > 0, "no message about the stall");
+    }
+    proxy.set_silent(false);
+    assert!(line.contains("small:latest") && line.contains("chunk=") && line.contains("tier=origin"), "{line}");
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut messages, &mut rest).unwrap();
+    assert_eq!(crate::world::wait(&mut child), 0, "{rest}");
+    let _ = server.kill();
+    let _ = server.wait();
+}
+
+/// Killed while the kernel waits for the device that it serves, an agent once waited for itself for ever: its descriptors
+/// stayed open, and with it every `sync` of the machine hung.
+#[test]
+fn an_agent_killed_while_it_mounts_does_not_wait_for_itself() {
+    let world = World::with_small();
+    let (mut server, proxy) = serve_store(&world);
+    let url = format!("http://{}/", proxy.address);
+    // Enough for name and manifest, too little for the first chunk.
+    proxy.set_silent_after(100 << 10);
+    let mut child = world.command(["--store", &url, "--allow-http", "run", "small", "--", "true"]).spawn().unwrap();
+    let agent = || -> Option<i32> {
+        let sandbox =
+            std::fs::read_dir(world.path("state")).ok()?.flatten().find(|entry| entry.file_name().len() == 12)?;
+        let record = std::fs::read_to_string(sandbox.path().join("record.json")).ok()?;
+        let record: serde_json::Value = serde_json::from_str(&record).ok()?;
+        record["agent"]["pid"].as_i64()?.try_into().ok()
+    };
+    wait_until("the agent waits for the store", || {
+        proxy.is_silent() && agent().is_some() && !world.loop_devices().is_empty()
+    });
+    let pid = nix::unistd::Pid::from_raw(agent().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let mut message = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+    assert_eq!(crate::world::wait(&mut child), 125, "{message}");
+    assert!(message.contains("ended unexpectedly"), "{message}");
+    let _ = server.kill();
+    let _ = server.wait();
+    world.assert_nothing_left();
+    crate::world::tool("timeout", &["60", "sync"]);
 }

@@ -8,9 +8,12 @@ use crate::world::{World, test_image, tool, walk};
 fn typos_in_commands_and_options() {
     let world = World::new();
     world.snowmelt(["publsih", "oci:here"]).failure(2, &["publsih", "publish"]);
-    world.snowmelt(["run", "small", "--read-onyl"]).failure(2, &["--read-onyl", "--read-only"]);
     world.snowmelt(["publish"]).failure(2, &["SOURCE"]);
-    world.snowmelt(["run", "small", "--net", "bridge", "--", "true"]).failure(2, &["bridge", "host", "none"]);
+    // 2 could be the command's own code.
+    world.snowmelt(["run", "small", "--read-onyl"]).failure(125, &["--read-onyl", "--read-only"]);
+    world.snowmelt(["run", "small", "--net", "bridge", "--", "true"]).failure(125, &["bridge", "host", "none"]);
+    world.snowmelt(["run", "Small", "--", "true"]).failure(125, &["Small"]);
+    world.snowmelt(Vec::<&str>::new()).failure(2, &["Usage", "publish", "run"]);
     world.snowmelt(["publish", &test_image("small"), "small", "--suite", "rot13"]).failure(2, &["rot13", "blake3-gcm"]);
 }
 
@@ -78,8 +81,59 @@ fn a_mount_in_use_is_not_torn_away() {
 }
 
 #[test]
+fn tenants_that_are_not_tenants() {
+    let world = World::new();
+    for tenant in ["../x", "a/b", "A B", "", &"x".repeat(300)] {
+        for command in [&["images"][..], &["du"], &["inspect", "small"], &["rm", "small"]] {
+            let arguments = [&["--tenant", tenant][..], command].concat();
+            world.snowmelt(arguments).failure(1, &["tenant's name", "a-z"]);
+        }
+    }
+}
+
+/// A web server that only gives: publishing fails before any work is done.
+#[test]
+fn stores_that_can_only_be_read() {
+    let world = World::with_small();
+    let (mut server, address) = crate::damage::serve(&world.path("store"));
+    let url = format!("http://{address}/");
+    let remote = |arguments: &[&str]| world.snowmelt([&["--store", &url, "--allow-http"][..], arguments].concat());
+    remote(&["run", "small", "--", "true"]).success();
+    remote(&["publish", &test_image("small"), "other"]).failure(1, &[&url, "can only be read"]);
+    remote(&["rm", "small"]).failure(1, &[&url, "can only be read"]);
+    let listed = remote(&["images"]).failure(1, &[&url, "lists nothing"]);
+    assert!(!listed.stderr.contains('<'), "no page of HTML: {}", listed.stderr);
+    world.run(&[], &["true"]).success();
+    let _ = server.kill();
+    let _ = server.wait();
+}
+
+#[test]
+fn one_damaged_name_is_reported_and_can_be_removed() {
+    let world = World::with_small();
+    world.snowmelt(["publish", &test_image("small"), "other"]).success();
+    std::fs::write(world.path("store/names/default/other/latest"), "").unwrap();
+    let listed = world.snowmelt(["images"]).success();
+    assert!(listed.stdout().contains("small"), "{listed:?}");
+    assert!(listed.stderr.contains("other:latest") && listed.stderr.contains("snowmelt rm"), "{listed:?}");
+    let listed = world.json(&["images"]);
+    assert!(listed[0]["error"].is_string() && listed[1]["manifest"].is_string(), "{listed}");
+    assert_eq!(world.json(&["du"])["damaged"][0]["name"], "other:latest");
+    world.snowmelt(["rm", "other"]).success();
+    assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn configuration_files_with_mistakes() {
     let world = World::new();
+    std::fs::write(world.path("config.toml"), "cache_size = -1\n").unwrap();
+    world.snowmelt(["images"]).failure(1, &["config.toml", "cache_size", "below zero"]);
+    std::fs::write(world.path("config.toml"), "cache_size = \"1 elephant\"\n").unwrap();
+    world.snowmelt(["images"]).failure(1, &["config.toml", "1 elephant"]);
+    std::fs::write(world.path("config.toml"), "").unwrap();
+    let mut command = world.command(["images"]);
+    crate::world::finish(command.env("SNOWMELT_LOG", "snowmelt=loudly").spawn().unwrap())
+        .failure(1, &["SNOWMELT_LOG", "loudly"]);
     std::fs::write(world.path("config.toml"), "stroe = \"/somewhere\"\n").unwrap();
     world.snowmelt(["images"]).failure(1, &["config.toml", "stroe"]);
     std::fs::write(world.path("config.toml"), "store = \n").unwrap();

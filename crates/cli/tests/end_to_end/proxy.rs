@@ -18,6 +18,9 @@ struct State {
     cut_after: usize,
     cuts_made: AtomicUsize,
     silent: AtomicBool,
+    /// Bytes of answers so far, and after how many it falls silent by itself.
+    answered: AtomicUsize,
+    silent_after: AtomicUsize,
 }
 
 impl Proxy {
@@ -31,6 +34,8 @@ impl Proxy {
             cut_after,
             cuts_made: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
+            answered: AtomicUsize::new(0),
+            silent_after: AtomicUsize::new(usize::MAX),
         });
         let shared = Arc::clone(&state);
         // Ends with the test's process: it holds nothing that outlives it.
@@ -45,6 +50,15 @@ impl Proxy {
 
     pub fn cuts_made(&self) -> usize {
         self.state.cuts_made.load(Ordering::SeqCst)
+    }
+
+    /// Falls silent once it has answered that many bytes.
+    pub fn set_silent_after(&self, bytes: usize) {
+        self.state.silent_after.store(bytes, Ordering::SeqCst);
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.state.silent.load(Ordering::SeqCst)
     }
 
     /// From now on connections are accepted and requests swallowed, but nothing is ever answered.
@@ -74,6 +88,9 @@ fn answer(mut client: &TcpStream, mut server: &TcpStream, state: &State) {
         let Ok(length) = server.read(&mut buffer) else { return };
         if length == 0 {
             return;
+        }
+        if state.answered.fetch_add(length, Ordering::SeqCst) + length > state.silent_after.load(Ordering::SeqCst) {
+            state.silent.store(true, Ordering::SeqCst);
         }
         while state.silent.load(Ordering::SeqCst) {
             std::thread::sleep(std::time::Duration::from_millis(5));
