@@ -93,9 +93,9 @@ fn the_third_request_to_end_is_not_a_question() {
     // A command that handles neither INT nor TERM ignores both: it is the first process of its PID namespace. Users had to
     // kill the run itself to be rid of it.
     let world = World::with_small();
-    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo ready; exec sleep 43210"]).spawn().unwrap();
+    let mut child = world.command(["run", "small", "--", "sh", "-c", "echo ready; exec sleep 98764"]).spawn().unwrap();
     let output = read_until(&mut child, "ready");
-    container_process("sleep\043210\0");
+    container_process("sleep\098764\0");
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         kill(pid_of(&child), signal).unwrap();
         // One that is not taken yet would swallow the next of its kind.
