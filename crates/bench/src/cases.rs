@@ -30,16 +30,21 @@ impl Bench {
             .env("SNOWMELT_CONFIG", place.join("config.toml"))
             .env("SNOWMELT_STORE", place.join("store"))
             .env("SNOWMELT_KEYS_DIR", place.join("keys"))
-            .env("SNOWMELT_STATE_DIR", cache.join("state"))
+            .env("SNOWMELT_STATE_DIR", self.state(cache))
             .env("SNOWMELT_CACHE_DIR", cache.join("cache"))
             .env_remove("SNOWMELT_TENANT");
         command
     }
 
+    /// Where running sandboxes are recorded. As on most systems, where it is /run, and for runc too, that is memory.
+    pub(crate) fn state(&self, cache: &Path) -> PathBuf {
+        self.memory.path().join(cache.file_name().unwrap_or_default())
+    }
+
     /// Waits until nothing is left of a run whose state is in `cache`: it takes down what is left after its command has ended,
     /// which must not slow the next sample. Gives when that was.
-    pub(crate) fn settle(cache: &Path) -> Result<Instant> {
-        let state = cache.join("state");
+    pub(crate) fn settle(&self, cache: &Path) -> Result<Instant> {
+        let state = self.state(cache);
         loop {
             let sandboxes = std::fs::read_dir(&state)?.flatten().filter(|entry| {
                 let name = entry.file_name();

@@ -49,6 +49,8 @@ pub(crate) struct Bench {
     examples: PathBuf,
     /// Scratch space, removed at the end.
     work: tempfile::TempDir,
+    /// The same in memory.
+    memory: tempfile::TempDir,
     images: Images,
     samples: usize,
 }
@@ -97,6 +99,7 @@ fn main() -> Result<()> {
         binary,
         examples: directory.join("examples"),
         work: tempfile::Builder::new().prefix("snowmelt-bench-").tempdir()?,
+        memory: tempfile::Builder::new().prefix("snowmelt-bench-").tempdir_in("/dev/shm")?,
         images: Images::find()?,
         samples: arguments.samples.max(3),
     };

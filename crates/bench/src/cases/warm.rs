@@ -32,13 +32,13 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
         // Twice: the second fills from the log of the first.
         ours()?;
         ours()?;
-        Bench::settle(&cache)?;
+        bench.settle(&cache)?;
         let mut samples: [Samples; 6] = Default::default();
         for _ in 0..bench.samples {
             let plain = measure::run(&mut runc(bench, &bundle))?;
             let started = Instant::now();
             let snowmelt = ours()?;
-            let removed = Bench::settle(&cache)? - started;
+            let removed = bench.settle(&cache)? - started;
             for (samples, duration) in samples.iter_mut().zip([
                 plain.first_line,
                 snowmelt.first_line,
@@ -76,7 +76,7 @@ pub(super) fn runc(bench: &Bench, bundle: &Path) -> Command {
     let mut command = Command::new("runc");
     command
         .arg("--root")
-        .arg(bench.path("runc"))
+        .arg(bench.state(Path::new("runc")))
         .args(["run", "--bundle"])
         .arg(bundle)
         .arg(format!("snowmelt-bench-{}-{number}", std::process::id()));
