@@ -2,14 +2,17 @@
 //!
 //! Chunks go through here rather than through `object_store`, which writes by way of the page cache: on the machines that
 //! snowmelt is made for, the first touch of a page costs more than the disk. The layout is the same, so that either can
-//! read what the other wrote. A chunk is written under a draft name and linked to its own, so that no reader and no crash
-//! sees half of one under its id.
+//! read what the other wrote. A chunk is written without a name, or under a draft's, and then linked to its own, so that no reader
+//! and no crash sees half of one under its id.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use crate::Error;
 use crate::store::PutOutcome;
@@ -30,11 +33,16 @@ pub(crate) fn put_if_absent(path: &Path, bytes: &[u8]) -> Result<PutOutcome, Err
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(Error::io("look up", path)(error)),
     }
-    let draft = write_draft(path, bytes)?;
-    let linked = fs::hard_link(&draft, path);
-    let removed = fs::remove_file(&draft);
+    let linked = match write(path, bytes)? {
+        Written::Unnamed(file) => link_unnamed(&file, path),
+        Written::Draft(draft) => {
+            let linked = fs::hard_link(&draft, path);
+            fs::remove_file(&draft).map_err(Error::io("remove", draft))?;
+            linked
+        }
+    };
     match linked {
-        Ok(()) => removed.map(|()| PutOutcome::New).map_err(Error::io("remove", draft)),
+        Ok(()) => Ok(PutOutcome::New),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(PutOutcome::AlreadyThere),
         Err(error) => Err(Error::io("write", path)(error)),
     }
@@ -42,7 +50,14 @@ pub(crate) fn put_if_absent(path: &Path, bytes: &[u8]) -> Result<PutOutcome, Err
 
 /// Puts `bytes` at `path`, whatever is there.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let draft = write_draft(path, bytes)?;
+    let draft = match write(path, bytes)? {
+        Written::Draft(draft) => draft,
+        Written::Unnamed(file) => {
+            let draft = draft_path(path)?;
+            link_unnamed(&file, &draft).map_err(Error::io("write", path))?;
+            draft
+        }
+    };
     fs::rename(&draft, path).map_err(|error| {
         let _ = fs::remove_file(&draft);
         Error::io("replace", path)(error)
@@ -69,37 +84,70 @@ fn is_abandoned(draft: &fs::DirEntry) -> bool {
 /// What names of drafts begin with. Ids have hexadecimal digits only.
 const DRAFT: &str = ".draft-";
 
-fn write_draft(path: &Path, bytes: &[u8]) -> Result<PathBuf, Error> {
+/// Bytes that are written and not yet under their name.
+enum Written {
+    /// A file without a name: whatever ends its writer, nothing of it is left.
+    Unnamed(File),
+    /// Under a draft's name, where the file system has no files without one.
+    Draft(PathBuf),
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<Written, Error> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    // By chance and not by process: publishers on several machines may share the folder.
+    match write_in(folder, path, bytes) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+            write_in(folder, path, bytes)
+        }
+        written => written,
+    }
+}
+
+fn write_in(folder: &Path, path: &Path, bytes: &[u8]) -> Result<Written, Error> {
+    let io = || Error::io("write", path);
+    let unnamed = write_direct(folder, OpenOptions::new().read(true).write(true), libc::O_TMPFILE, bytes);
+    match unnamed {
+        Ok(file) => return Ok(Written::Unnamed(file)),
+        // The folder is not there, or there is no room.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::StorageFull) => return Err(io()(error)),
+        Err(_) => {}
+    }
+    let draft = draft_path(path)?;
+    write_direct(&draft, OpenOptions::new().write(true).create_new(true), 0, bytes).map_err(|error| {
+        let _ = fs::remove_file(&draft);
+        io()(error)
+    })?;
+    Ok(Written::Draft(draft))
+}
+
+/// A name for a draft beside `path`: by chance and not by process, since publishers on several machines may share the folder.
+fn draft_path(path: &Path) -> Result<PathBuf, Error> {
     let mut number = [0; 16];
     getrandom::fill(&mut number)
         .map_err(|error| Error::io("name a draft of", path)(io::Error::other(error.to_string())))?;
-    let draft = folder.join(format!("{DRAFT}{:032x}", u128::from_ne_bytes(number)));
-    let written = match write_direct(&draft, bytes) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-            write_direct(&draft, bytes)
-        }
-        written => written,
-    };
-    written.map_err(|error| {
-        let _ = fs::remove_file(&draft);
-        Error::io("write", path)(error)
-    })?;
-    Ok(draft)
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Ok(folder.join(format!("{DRAFT}{:032x}", u128::from_ne_bytes(number))))
+}
+
+/// Gives a file that has no name one (`open(2)`, O_TMPFILE), unless there is such a file.
+pub(crate) fn link_unnamed(file: &File, path: &Path) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
 }
 
 /// Writes past the page cache where the file system can; else through it.
-fn write_direct(draft: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    let direct = options.clone().custom_flags(libc::O_DIRECT).open(draft).and_then(|mut file| file.write_all(bytes));
+fn write_direct(path: &Path, options: &OpenOptions, flags: libc::c_int, bytes: &[u8]) -> io::Result<File> {
+    let open = |flags| options.clone().custom_flags(flags).open(path);
+    let direct = open(flags | libc::O_DIRECT).and_then(|mut file| file.write_all(bytes).map(|()| file));
     match direct {
         // EINVAL: the file system has no direct writes, or the buffer is not aligned. It may have made the file first.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let _ = fs::remove_file(draft);
-            options.open(draft)?.write_all(bytes)
+            if flags & libc::O_TMPFILE != libc::O_TMPFILE {
+                let _ = fs::remove_file(path);
+            }
+            let mut file = open(flags)?;
+            file.write_all(bytes)?;
+            Ok(file)
         }
         result => result,
     }

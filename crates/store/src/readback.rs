@@ -1,15 +1,14 @@
 //! Reading whole images back: opening, verifying, exporting.
 
 use std::fs::File;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use nix::fcntl::AT_FDCWD;
 use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, Manifest, OpenedManifest};
 
+use crate::local::link_unnamed;
 use crate::records::{ImageMetadata, NameRecord};
 use crate::retry::retrying;
 use crate::{Error, ImageName, Store};
@@ -143,14 +142,8 @@ pub fn export(
     file.sync_all().map_err(io("sync"))?;
     match draft {
         Some(draft) => draft.persist_noclobber(path).map(drop).map_err(|error| io("name")(error.error)),
-        None => link(&file, path).map_err(io("name")),
+        None => link_unnamed(&file, path).map_err(io("name")),
     }
-}
-
-/// Gives a file that has no name one (`open(2)`, O_TMPFILE), unless there is such a file.
-fn link(file: &File, path: &Path) -> std::io::Result<()> {
-    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(nix::unistd::linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)?)
 }
 
 /// Reads one chunk, verifies it by its id and decrypts it.
