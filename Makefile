@@ -4,6 +4,8 @@ CARGO ?= cargo
 export SNOWMELT_TEST_CACHE ?= $(CURDIR)/target/test-images
 
 .DEFAULT_GOAL := help
+# The steps of a task come one after the other, whatever -j says.
+.NOTPARALLEL:
 .PHONY: help setup build demo test lint bench test-images clean
 
 help: ## print this
@@ -26,7 +28,7 @@ lint: ## format, clippy, documentation, licences and sources
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps --quiet
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
-test: lint test-images ## everything: lint, unit, property and end-to-end tests (root: mounts and containers)
+test: setup lint test-images ## everything: installs what is missing, then lint, unit, property and end-to-end tests (root)
 	$(CARGO) build --locked --workspace --bins --examples
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -ex; $(CARGO) nextest run --locked --workspace; $(CARGO) test --locked --workspace --doc --quiet; \

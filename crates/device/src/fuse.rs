@@ -94,6 +94,11 @@ pub fn unmount_stale(mount_point: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`] without /dev/fuse or the right to mount.
 pub fn serve(device: Arc<Device>, path: &Path) -> Result<FuseExport, Error> {
+    serve_with(device, path, true)
+}
+
+/// `tries_file` is false for tests of what is done where the kernel refuses a file as the root of a mount.
+fn serve_with(device: Arc<Device>, path: &Path, tries_file: bool) -> Result<FuseExport, Error> {
     let fuse = Path::new("/dev/fuse");
     let connection = OpenOptions::new()
         .read(true)
@@ -107,7 +112,12 @@ pub fn serve(device: Arc<Device>, path: &Path) -> Result<FuseExport, Error> {
             .open(path)
             .map_err(|error| Error::path("make the mount point", path, error))?;
     }
-    let is_directory = match mount_connection(&connection, path, &device, false) {
+    let mounted = if tries_file {
+        mount_connection(&connection, path, &device, false)
+    } else {
+        Err(nix::errno::Errno::ENOTDIR)
+    };
+    let is_directory = match mounted {
         Ok(()) => false,
         Err(nix::errno::Errno::ENOTDIR | nix::errno::Errno::EINVAL | nix::errno::Errno::EISDIR) => {
             if path.is_file() {
@@ -385,5 +395,31 @@ impl Filesystem for DeviceFile {
             }
         }
         reply.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{DeviceOptions, MemoryChunks};
+
+    #[test]
+    fn where_a_file_cannot_be_a_mounts_root_it_lies_in_a_directory() {
+        let image: Vec<u8> = (0..3_u32 << 18).map(|at| (at / 4096 + at) as u8).collect();
+        let chunks = Arc::new(MemoryChunks::new(image.clone(), 64 << 10));
+        let device = Arc::new(Device::with_reader(chunks, DeviceOptions::default()).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let export = serve_with(device, &folder.path().join("shown"), false).unwrap();
+        assert_eq!(export.file(), folder.path().join("shown").join(FILE_NAME));
+        assert_eq!(std::fs::read(export.file()).unwrap(), image);
+        let names: Vec<_> =
+            std::fs::read_dir(export.mount_point()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [FILE_NAME]);
+        let size = image.len() as u64;
+        let attached = crate::loop_device::attach(export.file(), true, size).unwrap();
+        assert_eq!(std::fs::read(attached.path()).unwrap(), image);
+        attached.detach().unwrap();
+        export.unmount().unwrap();
     }
 }

@@ -447,3 +447,61 @@ fn who_is_not_root_is_told_so() {
         assert!(finished.stderr.contains("root") && finished.stderr.contains("sudo"), "{}", finished.stderr);
     }
 }
+
+/// The other runtime, with the other cgroups. On a machine whose cgroups are of version 1, or of both, it gets a mount namespace in
+/// which only version 2 is seen.
+#[test]
+fn crun_with_cgroups_of_version_2() {
+    let mut world = World::with_small();
+    // To restrict devices crun loads a BPF program, and for that raises a limit that not every virtual machine's root may.
+    let may_raise = std::process::Command::new("prlimit").args(["--memlock=unlimited", "true"]).output().unwrap();
+    if may_raise.status.success() {
+        world.set("SNOWMELT_RUNTIME", "crun");
+    } else {
+        println!(
+            "NOT ALL OF crun_with_cgroups_of_version_2 CAN RUN HERE: root may not raise RLIMIT_MEMLOCK, so crun runs without \
+             rules for devices"
+        );
+        let wrapper = world.path("crun-without-device-rules");
+        let script = "#!/bin/bash\n\
+            for word in \"$@\"; do [ \"${before:-}\" = --bundle ] && bundle=$word; before=$word; done\n\
+            if [ -n \"${bundle:-}\" ]; then\n\
+                document=$(cat \"$bundle/config.json\") && rm \"$bundle/config.json\"\n\
+                jq 'del(.linux.resources.devices)' <<<\"$document\" >\"$bundle/config.json\"\n\
+            fi\n\
+            exec crun \"$@\"\n";
+        std::fs::write(&wrapper, script).unwrap();
+        std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        world.set("SNOWMELT_RUNTIME", wrapper.to_str().unwrap());
+    }
+    let run = |options: &[&str], command: &[&str], input: &[u8]| {
+        let inside = "mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"";
+        let snowmelt = world.command([&["run", "small"], options, &["--"], command].concat());
+        let mut wrapped = std::process::Command::new("unshare");
+        wrapped.args(["--mount", "sh", "-c", inside, "sh"]).arg(snowmelt.get_program()).args(snowmelt.get_args());
+        for (name, value) in snowmelt.get_envs() {
+            match value {
+                Some(value) => wrapped.env(name, value),
+                None => wrapped.env_remove(name),
+            };
+        }
+        let pipe = std::process::Stdio::piped;
+        let mut child = wrapped.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input).unwrap();
+        crate::world::finish(child)
+    };
+    assert_eq!(run(&[], &["cat", "/etc/greeting"], b"").success().stdout(), "hello from snowmelt\n");
+    assert_eq!(run(&["-i"], &["cat"], b"input").success().stdout(), "input");
+    assert_eq!(run(&[], &["sh", "-c", "exit 7"], b"").code, 7);
+    let missing = run(&[], &["nosuch"], b"").failure(127, &["nosuch", "small"]);
+    assert_eq!(missing.stderr.lines().count(), 1, "said once: {}", missing.stderr);
+    run(&[], &["/etc/greeting"], b"").failure(126, &["/etc/greeting", "small"]);
+    let user = run(&["--user", "ada"], &["id"], b"").success().stdout();
+    assert!(user.contains("uid=1000(ada)") && user.contains("50(staff)"), "{user}");
+    assert_ne!(run(&["--read-only"], &["touch", "/new"], b"").code, 0);
+    let status = run(&[], &["cat", "/proc/self/status"], b"").success().stdout();
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    let cgroup = run(&[], &["cat", "/proc/self/cgroup"], b"").success().stdout();
+    assert!(cgroup.contains("0::/"), "a cgroup namespace of its own: {cgroup}");
+    world.assert_nothing_left();
+}

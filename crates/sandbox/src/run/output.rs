@@ -134,6 +134,9 @@ impl Stream {
             match self.from.read(&mut bytes) {
                 Ok(0) => return copied,
                 Ok(length) => {
+                    if copied.first.is_none() && self.log.is_some() {
+                        self.wait_for_end();
+                    }
                     copied.first = copied.first.or_else(|| Some(since.elapsed()));
                     let kept = self.without_runtime(&bytes[..length]);
                     if let Err(error) = write_all(&mut self.to, kept) {
@@ -149,8 +152,15 @@ impl Stream {
         }
     }
 
+    /// Gives a runtime that could not start the command the time to write its log, which crun does after it has complained
+    /// here: then this is the first that comes, and soon also the end.
+    fn wait_for_end(&self) {
+        let patience = rustix::event::Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        let _ = poll(&mut [PollFd::new(&self.from, PollFlags::HUP)], Some(&patience));
+    }
+
     /// Leaves out the last line if it is the error that the runtime has written to its log before: it is told with its
-    /// command and image at the end of the run. Runtimes write it at once, after the command's last output.
+    /// command and image at the end of the run.
     fn without_runtime<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let log = self.log.as_ref().filter(|log| log.metadata().is_ok_and(|log| log.len() > 0));
         let Some(message) =
