@@ -112,11 +112,8 @@ fn serve_with(device: Arc<Device>, path: &Path, tries_file: bool) -> Result<Fuse
             .open(path)
             .map_err(|error| Error::path("make the mount point", path, error))?;
     }
-    let mounted = if tries_file {
-        mount_connection(&connection, path, &device, false)
-    } else {
-        Err(nix::errno::Errno::ENOTDIR)
-    };
+    let mounted =
+        if tries_file { mount_connection(&connection, path, &device, false) } else { Err(nix::errno::Errno::ENOTDIR) };
     let is_directory = match mounted {
         Ok(()) => false,
         Err(nix::errno::Errno::ENOTDIR | nix::errno::Errno::EINVAL | nix::errno::Errno::EISDIR) => {

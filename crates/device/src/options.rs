@@ -87,7 +87,7 @@ impl Default for DeviceOptions {
             read_ahead_chunks: 8,
             read_ahead_after: 1,
             most_loads: 32,
-            most_prefetches: 8,
+            most_prefetches: 16,
             stall_observer: None,
             clock: Arc::new(SystemClock::default()),
         }

@@ -1,12 +1,13 @@
 //! Publishing: an image's bytes become chunks, a manifest and a name.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use snowmelt_chunk::{
-    ChunkRecord, ChunkSecret, Geometry, KeyService, ManifestBuilder, ManifestId, PAGE_SIZE, Salt, Suite,
+    ChunkId, ChunkRecord, ChunkSecret, Geometry, KeyService, ManifestBuilder, ManifestId, PAGE_SIZE, Salt, Suite,
 };
 
 use crate::buffers::AlignedBuffer;
@@ -166,7 +167,7 @@ pub fn publish(
         record,
         new_chunks: outcome.new_chunks,
         new_bytes: outcome.new_bytes,
-        repaired_chunks: outcome.repaired_chunks,
+        repaired_chunks: outcome.repaired.len() as u64,
         manifest_bytes: manifest.as_bytes().len() as u64,
         chunks_time,
     })
@@ -177,7 +178,8 @@ struct Outcome {
     chunks: Vec<(ChunkRecord, ChunkSecret)>,
     new_chunks: u64,
     new_bytes: u64,
-    repaired_chunks: u64,
+    /// By id: several places of the image may have one chunk, and be at it at once.
+    repaired: HashSet<ChunkId>,
     /// The first error; workers stop when there is one.
     error: Option<Error>,
 }
@@ -211,7 +213,7 @@ impl Job<'_> {
                             outcome.new_chunks += 1;
                             outcome.new_bytes += u64::from(record.stored_length);
                         }
-                        PutOutcome::Repaired => outcome.repaired_chunks += 1,
+                        PutOutcome::Repaired => drop(outcome.repaired.insert(record.id)),
                         PutOutcome::AlreadyThere => {}
                     }
                     outcome.chunks.push((record, secret));

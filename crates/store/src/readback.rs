@@ -31,7 +31,23 @@ pub struct OpenedImage {
 /// # Errors
 /// [`Error::NotFound`], [`Error::Chunk`] without the tenant's key, [`Error::Corrupt`], [`Error::Unavailable`].
 pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &KeyService) -> Result<OpenedImage, Error> {
+    open_image_with(store, tenant, name, keys, |_| {})
+}
+
+/// The same; `named` is told what the name stands for before the manifest is read, so that what else depends on it can be asked
+/// for at the same time.
+///
+/// # Errors
+/// As [`open_image`].
+pub fn open_image_with(
+    store: &Store,
+    tenant: &str,
+    name: &ImageName,
+    keys: &KeyService,
+    named: impl FnOnce(&NameRecord),
+) -> Result<OpenedImage, Error> {
     let record = store.read_name(tenant, name)?;
+    named(&record);
     let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
     check(&record, &manifest)?;
     let manifest = manifest.open(keys)?;

@@ -21,6 +21,8 @@ use crate::{DEFAULT_ROOT, Error, ImageName, local};
 
 /// The manifest of a full image of 16 TiB has 3.3 GB.
 const MOST_MANIFEST_BYTES: u64 = 4 << 30;
+/// The log of a start that reads 2,000 ranges has 60 KB.
+const MOST_START_LOG_BYTES: u64 = 1 << 20;
 /// A name's record has about 500 bytes, and what its publisher called its source.
 const MOST_NAME_BYTES: u64 = 64 << 10;
 
@@ -393,6 +395,21 @@ impl Store {
             return Err(Error::corrupt(subject, format!("it belongs to tenant {:?}", manifest.tenant())));
         }
         Ok(manifest)
+    }
+
+    /// Where the logs of starts of a tenant's images lie, beside its manifests, if the store is a directory of this machine. What
+    /// is in a log is for who writes it.
+    pub fn starts_folder(&self, tenant: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(format!("roots/{}/starts/{tenant}", self.root)))
+    }
+
+    /// Reads the log of a start. It is only advice, so there is one try.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is none, [`Error::Corrupt`] where it is over a MiB, [`Error::Unavailable`].
+    pub fn read_start_log(&self, tenant: &str, manifest: &ManifestId, log: &str) -> Result<Bytes, Error> {
+        let path = format!("roots/{}/starts/{tenant}/{manifest}/{log}", self.root);
+        self.get(&path, &format!("start log {log} of manifest {manifest}"), MOST_START_LOG_BYTES)
     }
 
     /// Makes a name stand for what the record says. Readers see the old record or the new one, never a mixture.

@@ -1,7 +1,7 @@
 //! Cold start: nothing of the image on this machine, three kinds of network in between.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -25,23 +25,29 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
             "Time to ready: from spawning the first process to the first line of output of a command in an image of {} \
              (Debian, Python, numpy, pandas, scipy, scikit-learn, matplotlib). Every sample has fresh caches and \
              processes; a proxy adds the latency to each request and limits the speed. The usual way is `skopeo copy` \
-             from a registry, `umoci unpack`, `runc run`, over the same network.",
+             from a registry, `umoci unpack`, `runc run`, over the same network. `first anywhere`: nobody has started the \
+             command before. `first here`: another machine has, and what it read is known beside the manifest.",
             bytes(image_size)
         ),
-        &["origin", "command", "usual way", "p90", "snowmelt", "p90", "faster"],
+        &["origin", "command", "usual way", "p90", "first anywhere", "p90", "faster", "first here", "p90", "faster"],
     );
     let mut traffic = Section::new(
         "Bytes of a cold start",
         "As the network saw them, in the runs above; the share is of the unpacked image.",
-        &["origin", "command", "usual way", "snowmelt", "requests", "share of the image"],
+        &["origin", "command", "usual way", "start", "bytes", "requests", "share of the image"],
     );
+    // Somebody starts them elsewhere.
+    for command in [HELLO, IMPORT_PANDAS] {
+        let elsewhere = bench.path("elsewhere");
+        measure::run(bench.snowmelt(&place, &elsewhere).args(["run", "numpy", "--"]).args(command))?;
+        bench.settle(&elsewhere)?;
+    }
     for conditions in ORIGINS {
         let store = Proxy::start(origin.address(), conditions)?;
         let source = Proxy::start(registry.address, conditions)?;
         for (name, command) in [("hello", HELLO), ("import pandas", IMPORT_PANDAS)] {
-            let (mut usual, mut ours) = (Samples::default(), Samples::default());
-            let (mut usual_bytes, mut our_bytes, mut our_requests) =
-                (Samples::default(), Samples::default(), Samples::default());
+            let (mut usual, mut usual_bytes) = (Samples::default(), Samples::default());
+            let mut starts = [Start::default(), Start::default()];
             for sample in 0..bench.few() {
                 // The usual way takes tens of seconds and varies little: three samples tell it.
                 if sample < 3 {
@@ -49,32 +55,70 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
                     usual.add(pull_unpack_run(bench, source.address(), &command)?.first_line);
                     usual_bytes.add_number(source.take_counts().1 as f64);
                 }
-                store.take_counts();
-                ours.add(run_cold(bench, &place, store.address(), &command)?.first_line);
-                let (requests, answered) = store.take_counts();
-                our_bytes.add_number(answered as f64);
-                our_requests.add_number(requests as f64);
+                for (start, is_known) in starts.iter_mut().zip([false, true]) {
+                    let logs = Logs::hide_unless(is_known, &place)?;
+                    store.take_counts();
+                    start.times.add(run_cold(bench, &place, store.address(), &command)?.first_line);
+                    let (requests, answered) = store.take_counts();
+                    start.bytes.add_number(answered as f64);
+                    start.requests.add_number(requests as f64);
+                    drop(logs);
+                }
             }
-            times.row([
-                conditions.name.to_owned(),
-                name.to_owned(),
-                seconds(usual.median()),
-                seconds(usual.p90()),
-                seconds(ours.median()),
-                seconds(ours.p90()),
-                ratio(usual.median(), ours.median()),
-            ]);
-            traffic.row([
-                conditions.name.to_owned(),
-                name.to_owned(),
-                bytes(usual_bytes.median()),
-                bytes(our_bytes.median()),
-                format!("{:.0}", our_requests.median()),
-                format!("{:.1} %", 100.0 * our_bytes.median() / image_size),
-            ]);
+            let mut row =
+                vec![conditions.name.to_owned(), name.to_owned(), seconds(usual.median()), seconds(usual.p90())];
+            for (start, label) in starts.iter().zip(["first anywhere", "first here"]) {
+                row.extend([
+                    seconds(start.times.median()),
+                    seconds(start.times.p90()),
+                    ratio(usual.median(), start.times.median()),
+                ]);
+                traffic.row([
+                    conditions.name.to_owned(),
+                    name.to_owned(),
+                    bytes(usual_bytes.median()),
+                    label.to_owned(),
+                    bytes(start.bytes.median()),
+                    format!("{:.0}", start.requests.median()),
+                    format!("{:.1} %", 100.0 * start.bytes.median() / image_size),
+                ]);
+            }
+            times.row(row);
         }
     }
     Ok(vec![times, traffic])
+}
+
+/// One way to start, measured.
+#[derive(Default)]
+struct Start {
+    times: Samples,
+    bytes: Samples,
+    requests: Samples,
+}
+
+/// The logs of starts in a store, out of sight until this is dropped.
+struct Logs {
+    shown: PathBuf,
+    hidden: PathBuf,
+}
+
+impl Logs {
+    fn hide_unless(is_known: bool, place: &Path) -> Result<Option<Self>> {
+        let root = place.join("store/roots/main");
+        let logs = Self { shown: root.join("starts"), hidden: root.join("hidden") };
+        if is_known {
+            return Ok(None);
+        }
+        std::fs::rename(&logs.shown, &logs.hidden).context("hiding what is known of starts")?;
+        Ok(Some(logs))
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        let _ = std::fs::rename(&self.hidden, &self.shown);
+    }
 }
 
 fn run_cold(bench: &Bench, place: &Path, store: SocketAddr, command: &[&str]) -> Result<measure::Ran> {

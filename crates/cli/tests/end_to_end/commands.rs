@@ -276,7 +276,8 @@ fn starts_are_remembered_by_command() {
         let finished = world.snowmelt(arguments).success();
         serde_json::from_str(&finished.stderr).unwrap()
     };
-    let logs = || std::fs::read_dir(world.path("cache/starts")).unwrap().next().unwrap().unwrap().path();
+    let starts = world.path("store/roots/main/starts/default");
+    let logs = || std::fs::read_dir(&starts).unwrap().next().unwrap().unwrap().path();
     let number = |figures: &Value, name: &str| figures[name].as_u64().unwrap();
     let first = figures(&[], &["md5sum", "/data/pattern"]);
     let again = figures(&[], &["md5sum", "/data/pattern"]);
@@ -289,6 +290,15 @@ fn starts_are_remembered_by_command() {
         "what another command reads stays where it is"
     );
     assert!(logs().join("common").exists(), "two commands have something in common");
+    // Another machine, which reaches the store by HTTP and has nothing yet, knows it too.
+    let (mut server, address) = crate::damage::serve(&world.path("store"));
+    let (url, cache) = (format!("http://{address}/"), world.text("other-cache"));
+    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache];
+    let known = figures(&elsewhere, &["md5sum", "/data/pattern"]);
+    assert!(number(&known, "prefetched_chunks") > 0, "{known}");
+    assert_eq!(known["touched_chunks"], first["touched_chunks"]);
+    let _ = server.kill();
+    let _ = server.wait();
     // A log that was damaged is none.
     for log in std::fs::read_dir(logs()).unwrap() {
         std::fs::write(log.unwrap().path(), "nonsense").unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -10,8 +11,8 @@ use snowmelt_chunk::{KeyService, LocalKeys};
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::readback::{OpenedImage, open_image};
-use snowmelt_store::{ImageName, Store, StoreOptions};
+use snowmelt_store::readback::{OpenedImage, open_image_with};
+use snowmelt_store::{ImageName, NameRecord, Store, StoreOptions};
 
 use super::mounter::{MountOrder, Mounter};
 use super::protocol::{AgentConfig, OnUnavailable};
@@ -38,6 +39,28 @@ pub(super) struct Mounted {
     export: FuseExport,
 }
 
+/// What is known about the start to come, asked for while the manifest is read.
+struct StartsWanted(JoinHandle<(StartLogs, Expected)>);
+
+impl StartsWanted {
+    fn ask(config: &AgentConfig, store: &Store, record: &NameRecord, command: Option<&[String]>) -> Option<Self> {
+        let (store, manifest) = (store.at_root(&record.root).ok()?, record.manifest_id().ok()?);
+        let (tenant, cache, prefetch) = (config.tenant.clone(), config.cache_dir.clone(), config.prefetch);
+        let command = command.map(<[String]>::to_vec);
+        let work = move || {
+            let starts = StartLogs::new(&store, &tenant, &cache, &manifest, command.as_deref());
+            let expected = if prefetch { starts.expected(&store, &tenant, &manifest) } else { Expected::default() };
+            (starts, expected)
+        };
+        std::thread::Builder::new().name("start-log".into()).spawn(work).ok().map(Self)
+    }
+
+    fn answer(wanted: Option<Self>) -> Result<(StartLogs, Expected), Error> {
+        let answer = wanted.and_then(|wanted| wanted.0.join().ok());
+        answer.ok_or_else(|| Error::invalid("agent", "no thread to look for logs of starts with"))
+    }
+}
+
 impl Opened {
     /// Resolves the record's image and opens its manifest. Nothing of its content is read.
     pub(super) fn open(config: &AgentConfig, record: &Record, command: Option<&[String]>) -> Result<Self, Error> {
@@ -59,8 +82,12 @@ impl Opened {
         };
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
         let keys = KeyService::Local(LocalKeys::new(&config.keys_dir));
-        let OpenedImage { manifest, metadata, store, .. } =
-            open_image(&store, &config.tenant, &name, &keys).map_err(failed("open image"))?;
+        let mut starts = None;
+        let opened = open_image_with(&store, &config.tenant, &name, &keys, |record| {
+            starts = StartsWanted::ask(config, &store, record, command);
+        });
+        let OpenedImage { manifest, metadata, store, .. } = opened.map_err(failed("open image"))?;
+        let (starts, expected) = StartsWanted::answer(starts)?;
         let disk = if config.cache_bytes == 0 {
             None
         } else {
@@ -70,8 +97,6 @@ impl Opened {
             })?)
         };
         let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
-        let starts = StartLogs::new(&config.cache_dir, &manifest.id(), command);
-        let expected = if config.prefetch { starts.expected() } else { Expected::default() };
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
             writable: record.writable,

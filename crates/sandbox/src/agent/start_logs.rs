@@ -1,9 +1,12 @@
-//! Where the logs of starts are kept: by image, and for each image by what was run.
+//! Where the logs of starts are kept: by image, and for each image by what was run. In a store that is a directory they lie beside
+//! the manifest, so that every machine with that store has them; what comes from another store is read from there too, and what
+//! this machine adds lies in its cache.
 //!
 //! ```text
-//! <cache>/starts/<manifest id>/<16 hex>      what a command read: named by a hash of its words
-//!                              common        what all commands so far have in common, once there were two
-//!                              first         the log of the first command, to compare with the second
+//! <root of the store>/starts/<tenant>/   or   <cache>/starts/
+//!   <manifest id>/<16 hex>      what a command read: named by a hash of its words
+//!                 common        what all commands so far have in common, once there were two
+//!                 first         the log of the first command, to compare with the second
 //! ```
 //!
 //! What a program reads at its start depends on the program, not on the image: a command gets its own log, and one that was
@@ -15,6 +18,7 @@ use std::time::SystemTime;
 
 use snowmelt_chunk::ManifestId;
 use snowmelt_device::StartLog;
+use snowmelt_store::Store;
 
 /// A log longer than this is not read.
 const LONGEST_BYTES: u64 = 8 << 20;
@@ -29,35 +33,51 @@ pub(super) struct StartLogs {
     image: PathBuf,
     /// `None` for a mount, of which nobody knows what will be read.
     command: Option<String>,
+    /// Whether the folder is the cache's, which has logs of images of all stores, and must be bounded.
+    is_cache: bool,
 }
 
 /// What is known about the start to come.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
     pub(super) log: StartLog,
-    /// Whether the very same command was started before.
+    /// Whether the very same command was started before, on this machine or one that shares its store.
     pub(super) same_command: bool,
 }
 
 impl StartLogs {
     /// `command` is what was asked for: the image's own words for it are the image's, so they need not be here.
-    pub(super) fn new(cache: &Path, manifest: &ManifestId, command: Option<&[String]>) -> Self {
-        let all = cache.join("starts");
+    pub(super) fn new(
+        store: &Store,
+        tenant: &str,
+        cache: &Path,
+        manifest: &ManifestId,
+        command: Option<&[String]>,
+    ) -> Self {
+        let beside = store.starts_folder(tenant);
+        let is_cache = beside.is_none();
+        let all = beside.unwrap_or_else(|| cache.join("starts"));
         let image = all.join(manifest.to_string());
         let command = command.map(|words| {
             let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
             hash[..16].to_owned()
         });
-        Self { all, image, command }
+        Self { all, image, command, is_cache }
     }
 
-    /// What is known about the start to come; nothing is an empty log.
-    pub(super) fn expected(&self) -> Expected {
-        let own = self.command.as_ref().and_then(|name| read(&self.image.join(name)));
-        match own {
-            Some(log) => Expected { log, same_command: true },
-            None => Expected { log: read(&self.image.join("common")).unwrap_or_default(), same_command: false },
+    /// What is known about the start to come; nothing is an empty log. A store that is no directory is asked where this machine
+    /// knows nothing: two requests, beside those for the manifest.
+    pub(super) fn expected(&self, store: &Store, tenant: &str, manifest: &ManifestId) -> Expected {
+        let remote = |name: &str| {
+            let bytes = self.is_cache.then(|| store.read_start_log(tenant, manifest, name))?;
+            StartLog::decode(std::str::from_utf8(&bytes.ok()?).ok()?)
+        };
+        let own = self.command.as_deref().and_then(|name| read(&self.image.join(name)).or_else(|| remote(name)));
+        if let Some(log) = own {
+            return Expected { log, same_command: true };
         }
+        let common = read(&self.image.join("common")).or_else(|| remote("common"));
+        Expected { log: common.unwrap_or_default(), same_command: false }
     }
 
     /// Keeps what a start read. Other sandboxes may do so at the same time: the last one wins, and any of them is right.
@@ -67,7 +87,8 @@ impl StartLogs {
             return;
         }
         if let Err(error) = self.write(name, log, expected) {
-            tracing::warn!(path = %self.image.display(), %error, "what this start read is not kept");
+            // A store may well be for others to write.
+            tracing::info!(path = %self.image.display(), %error, "what this start read is not kept");
         }
     }
 
@@ -82,7 +103,9 @@ impl StartLogs {
             }
         }
         prune(&self.image, MOST_LOGS);
-        prune(&self.all, MOST_IMAGES);
+        if self.is_cache {
+            prune(&self.all, MOST_IMAGES);
+        }
         Ok(())
     }
 }
@@ -123,6 +146,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn store(folder: &Path) -> Store {
+        Store::open(folder.join("store").to_str().unwrap(), &snowmelt_store::StoreOptions::default()).unwrap()
+    }
+
     fn log(chunks: &[u64]) -> StartLog {
         StartLog { chunks: chunks.to_vec(), ..StartLog::default() }
     }
@@ -131,13 +158,14 @@ mod tests {
     fn a_command_gets_its_own_log_and_a_new_one_what_all_have_in_common() {
         let cache = tempfile::tempdir().unwrap();
         let manifest: ManifestId = "11".repeat(32).parse().unwrap();
+        let store = store(cache.path());
         let logs = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            StartLogs::new(cache.path(), &manifest, Some(&words))
+            StartLogs::new(&store, "t", cache.path(), &manifest, Some(&words))
         };
         let start = |words: &[&str], chunks: &[u64]| {
             let logs = logs(words);
-            let expected = logs.expected();
+            let expected = logs.expected(&store, "t", &manifest);
             logs.keep(&log(chunks), &expected);
             (expected.log.chunks, expected.same_command)
         };
@@ -154,9 +182,9 @@ mod tests {
         assert_eq!(start(&["a", "b"], &[2]), (vec![], false));
 
         // A mount keeps nothing.
-        let mount = StartLogs::new(cache.path(), &manifest, None);
+        let mount = StartLogs::new(&store, "t", cache.path(), &manifest, None);
         let before = std::fs::read_dir(&mount.image).unwrap().count();
-        mount.keep(&log(&[1]), &mount.expected());
+        mount.keep(&log(&[1]), &mount.expected(&store, "t", &manifest));
         assert_eq!(std::fs::read_dir(&mount.image).unwrap().count(), before);
     }
 
@@ -164,14 +192,15 @@ mod tests {
     fn logs_are_bounded_and_damage_is_none() {
         let cache = tempfile::tempdir().unwrap();
         let manifest: ManifestId = "22".repeat(32).parse().unwrap();
+        let store = store(cache.path());
         for number in 0..MOST_LOGS + 10 {
-            let logs = StartLogs::new(cache.path(), &manifest, Some(&[number.to_string()]));
+            let logs = StartLogs::new(&store, "t", cache.path(), &manifest, Some(&[number.to_string()]));
             logs.keep(&log(&[1]), &Expected::default());
         }
-        let logs = StartLogs::new(cache.path(), &manifest, Some(&["again".to_owned()]));
+        let logs = StartLogs::new(&store, "t", cache.path(), &manifest, Some(&["again".to_owned()]));
         assert_eq!(std::fs::read_dir(&logs.image).unwrap().count(), MOST_LOGS);
         logs.keep(&log(&[1]), &Expected::default());
         std::fs::write(logs.image.join(logs.command.as_ref().unwrap()), b"snowmelt start log 1\nchunk x\n").unwrap();
-        assert!(!logs.expected().same_command);
+        assert!(!logs.expected(&store, "t", &manifest).same_command);
     }
 }
