@@ -120,7 +120,10 @@ impl Agent {
             End::Stopped => {
                 // Who said so need not wait for the rest, which takes longer than starting a process does.
                 report(&Report::Finished(stats));
-                mounted.discard_root()?;
+                if let Err(error) = mounted.discard_root() {
+                    // Nobody reads reports any more.
+                    tracing::error!(sandbox = self.request.record.id, %error, "not unmounted");
+                }
                 mounted.close();
                 self.dismantle(Leftovers::Files);
             }

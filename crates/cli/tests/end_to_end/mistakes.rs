@@ -26,6 +26,8 @@ fn sources_that_are_not_there() {
     world.snowmelt(["publish", &format!("dir:{missing}"), "x"]).failure(1, &[&missing]);
     let layout = test_image("small").replace(":small", ":no-such-tag");
     world.snowmelt(["publish", &layout, "x"]).failure(1, &["no-such-tag"]);
+    let platform = ["publish", &format!("dir:{}", world.text("")), "x", "--platform", "linux/arm64"];
+    world.snowmelt(platform).failure(1, &["--platform", "dir:"]);
     // A source without its kind: the message lists the kinds.
     let bare = world.snowmelt(["publish", "python:3.12"]);
     assert!(bare.code == 1 || bare.code == 2, "{bare:?}");
