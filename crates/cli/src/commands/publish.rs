@@ -117,7 +117,11 @@ fn read_source(app: &App, args: &PublishArgs) -> Result<FlatImage> {
         progress: Some(&progress),
     };
     let image = if let SourceRef::Directory { path } = &args.source {
-        anyhow::ensure!(args.platform.is_none(), "--platform chooses among the images of an index: {} has none", args.source);
+        anyhow::ensure!(
+            args.platform.is_none(),
+            "--platform chooses among the images of an index: {} has none",
+            args.source
+        );
         flatten_directory(path, ImageConfig::default(), &options)?
     } else {
         let open_options = OpenOptions { platform: args.platform.clone(), insecure_http: args.insecure };

@@ -110,7 +110,12 @@ impl Opened {
             image_name: Some(name.to_string()),
             // Without prefetch nothing is loaded but what is touched.
             read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
-            read_ahead_after: if expected.log.is_empty() { 1 } else { 8 },
+            // A known start is not sequential where its log does not say so; its work after that may be.
+            read_ahead_after: match &expected {
+                known if known.same_command => 32,
+                known if !known.log.is_empty() => 8,
+                _ => 1,
+            },
             ..DeviceOptions::default()
         };
         if record.writable {
