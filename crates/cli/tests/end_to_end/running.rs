@@ -438,10 +438,19 @@ fn who_is_not_root_is_told_so() {
     // It said "cannot list state: Permission denied".
     let world = World::with_small();
     for arguments in [&["run", "small", "--", "true"][..], &["mount", "small", "/mnt"], &["unmount", "/mnt"]] {
-        let mut command = world.command(arguments);
-        // The state directory is root's; that the world's is not readable by others would be another error.
+        // The state directory is root's; that the world's is not readable by others would be another error, as would be a
+        // program that lies where only root looks.
+        let copy = world.path("snowmelt");
+        std::fs::copy(env!("CARGO_BIN_EXE_snowmelt"), &copy).unwrap();
         std::fs::set_permissions(world.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        std::os::unix::process::CommandExt::uid(&mut command, 65534);
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(arguments);
+        for (name, value) in world.command(arguments).get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command.current_dir("/").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         let finished = finish(command.spawn().unwrap());
         assert_ne!(finished.code, 0);
         assert!(finished.stderr.contains("root") && finished.stderr.contains("sudo"), "{}", finished.stderr);
