@@ -152,7 +152,7 @@ impl Loader {
             buffers: BufferPool::new(chunk_bytes, capacity),
             cores: std::thread::available_parallelism().map_or(2, usize::from),
             state: Mutex::new(State {
-                resident: Resident::new(capacity),
+                resident: Resident::new(capacity, options.reads_once),
                 streams: Streams::new(read_ahead, options.read_ahead_after),
                 flights: HashMap::new(),
                 demand: VecDeque::new(),

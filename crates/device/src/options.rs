@@ -59,6 +59,8 @@ pub struct DeviceOptions {
     pub on_unavailable: OnUnavailable,
     /// Bytes of decrypted chunks that are kept in memory (at least four chunks are).
     pub memory_bytes: u64,
+    /// Whether it is known that most chunks will be read once: then less memory is used, until a chunk is needed again.
+    pub reads_once: bool,
     /// How many chunks a sequential reader is read ahead of; 0 turns reading ahead off.
     pub read_ahead_chunks: u64,
     /// How many steps from chunk to chunk a reader takes before it counts as sequential. More where an access log says what
@@ -84,6 +86,7 @@ impl Default for DeviceOptions {
             deadline: Duration::from_secs(30),
             on_unavailable: OnUnavailable::default(),
             memory_bytes: 32 << 20,
+            reads_once: false,
             read_ahead_chunks: 8,
             read_ahead_after: 1,
             most_loads: 32,

@@ -8,9 +8,9 @@ use crate::buffers::ChunkBuffer;
 
 /// The least recently used chunks make room for new ones.
 ///
-/// Most chunks of a start are read once, as a whole, since the page cache on top keeps what was read. So the room begins small,
-/// and the same memory is used again and again: fresh memory costs more to touch than decrypting into it does. A chunk that
-/// comes back soon after it had to go shows that there is too little, and the room doubles.
+/// Where it is known what will be read, most chunks are read once, as a whole, since the page cache on top keeps what was read.
+/// Then the room may begin small, and the same memory is used again and again: fresh memory costs more to touch than decrypting
+/// into it does. A chunk that comes back soon after it had to go shows that there is too little, and the room doubles.
 #[derive(Debug)]
 pub(crate) struct Resident {
     entries: HashMap<u64, Entry>,
@@ -28,13 +28,13 @@ struct Entry {
     touched: bool,
 }
 
-/// The room to begin with, in chunks.
+/// A small room to begin with, in chunks.
 const FIRST_CAPACITY: usize = 6;
 
 impl Resident {
-    /// Keeps at most `most` chunks.
-    pub(crate) fn new(most: usize) -> Self {
-        let capacity = FIRST_CAPACITY.min(most);
+    /// Keeps at most `most` chunks, and few to begin with if it `begins_small`.
+    pub(crate) fn new(most: usize, begins_small: bool) -> Self {
+        let capacity = if begins_small { FIRST_CAPACITY.min(most) } else { most };
         Self { entries: HashMap::with_capacity(capacity + 1), capacity, most, gone: VecDeque::new(), clock: 0 }
     }
 
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_chunk_goes() {
         let pool = BufferPool::new(1, 1);
-        let mut resident = Resident::new(2);
+        let mut resident = Resident::new(2, false);
         let insert = |resident: &mut Resident, index| resident.insert(index, Arc::new(pool.take(1)), false);
         assert!(insert(&mut resident, 1).is_none());
         assert!(insert(&mut resident, 2).is_none());
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn room_grows_when_chunks_come_back() {
         let pool = BufferPool::new(1, 1);
-        let mut resident = Resident::new(20);
+        let mut resident = Resident::new(20, true);
         let mut insert = |index| resident.insert(index, Arc::new(pool.take(1)), true).is_some();
         let first = FIRST_CAPACITY as u64;
         assert_eq!((0..first + 2).filter(|index| insert(*index)).count(), 2);

@@ -110,6 +110,8 @@ impl Opened {
             image_name: Some(name.to_string()),
             // Without prefetch nothing is loaded but what is touched.
             read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
+            // Its pages are read ahead in the order of its chunks.
+            reads_once: expected.same_command,
             // A known start is not sequential where its log does not say so; its work after that may be.
             read_ahead_after: match &expected {
                 known if known.same_command => 32,
