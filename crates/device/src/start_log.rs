@@ -13,6 +13,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -29,6 +30,10 @@ const GAP: u64 = 16 << 10;
 const PAGE: u64 = 4096;
 /// A log of more lines than this is not ours.
 const MOST_LINES: usize = 100_000;
+/// Nothing is replayed past so many bytes of metadata, and of files. A log may be anybody's who can write to the store, and a
+/// sparse file is as long as it says: reading all of it ahead would fill memory with zeros. A Python that imports pandas reads
+/// 70 MB.
+const MOST_REPLAYED_BYTES: u64 = 1 << 30;
 
 /// Content of a file that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +141,10 @@ impl StartLog {
 
     /// Has the kernel read the metadata into the block device's page cache. Does not wait for it.
     pub fn replay_metadata(&self, device: &LoopDevice) {
-        read_ahead(device.as_fd(), &self.device);
+        let mut left = MOST_REPLAYED_BYTES;
+        for range in &self.device {
+            read_ahead(device.as_fd(), range, &mut left);
+        }
     }
 
     /// Has the kernel read the files into the page cache of the file system that is mounted at `mount_point`, until `stop`
@@ -149,8 +157,9 @@ impl StartLog {
     pub fn replay_files(&self, mount_point: &Path, mut stop: impl FnMut() -> bool) -> Result<(), Error> {
         let root = File::open(mount_point).map_err(|error| Error::path("open", mount_point, error))?;
         let mut open: Option<(u32, File)> = None;
+        let mut left = MOST_REPLAYED_BYTES;
         for FileRead { inode, range } in &self.files {
-            if stop() {
+            if left == 0 || stop() {
                 break;
             }
             if open.as_ref().is_none_or(|(number, _)| number != inode) {
@@ -163,22 +172,26 @@ impl StartLog {
                 };
             }
             if let Some((_, file)) = &open {
-                read_ahead(file.as_fd(), std::slice::from_ref(range));
+                read_ahead(file.as_fd(), range, &mut left);
             }
         }
         Ok(())
     }
 }
 
-/// readahead(2), which does not take block devices.
-fn read_ahead(file: BorrowedFd<'_>, ranges: &[Range<u64>]) {
-    for range in ranges {
-        let length = std::num::NonZeroU64::new(range.end - range.start);
-        if let Err(error) = fadvise(file, range.start, length, Advice::WillNeed) {
-            tracing::debug!(%error, "not read ahead");
-            return;
-        }
+/// readahead(2), which does not take block devices; of no more bytes than are `left`.
+fn read_ahead(file: BorrowedFd<'_>, range: &Range<u64>, left: &mut u64) {
+    let Some(length) = take(range, left) else { return };
+    if let Err(error) = fadvise(file, range.start, Some(length), Advice::WillNeed) {
+        tracing::debug!(%error, "not read ahead");
     }
+}
+
+/// How much of a range may be read ahead, taken from what is `left`; `None` for nothing, which the kernel would take for all.
+fn take(range: &Range<u64>, left: &mut u64) -> Option<NonZeroU64> {
+    let length = (range.end - range.start).min(*left);
+    *left -= length;
+    NonZeroU64::new(length)
 }
 
 fn range(start: u64, length: u64) -> Option<Range<u64>> {

@@ -66,3 +66,13 @@ fn numbers_that_no_file_has_are_no_log() {
     assert_eq!(StartLog::decode("chunk 1\n"), None);
     assert_eq!(StartLog::decode(&format!("{HEADER}\n")), Some(StartLog::default()));
 }
+
+/// A log that asks for terabytes of a sparse file once would have filled memory.
+#[test]
+fn no_log_has_more_read_ahead_than_is_allowed() {
+    let mut left = 10;
+    assert_eq!(take(&(5..9), &mut left).map(NonZeroU64::get), Some(4));
+    assert_eq!(take(&(0..1 << 44), &mut left).map(NonZeroU64::get), Some(6));
+    // Not a length of 0, which means to the end of the file.
+    assert_eq!((take(&(0..1 << 44), &mut left), left), (None, 0));
+}
