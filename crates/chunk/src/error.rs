@@ -12,7 +12,7 @@ pub enum Error {
     Unsupported(String),
     /// The sealed part does not open: something in the manifest was changed, or the key is not the one it was sealed under.
     #[error(
-        "the manifest of tenant {tenant:?} does not open with its key: it was changed after it was sealed, or belongs to another tenant"
+        "the manifest of tenant {tenant:?} does not open with its key: it was changed after it was sealed, or belongs to another tenant or image"
     )]
     Unauthentic {
         /// The tenant that the manifest names.
@@ -26,15 +26,29 @@ pub enum Error {
         /// Which check failed.
         what: &'static str,
     },
-    /// The key of a tenant is not on this machine.
-    #[error("the key {key_id} of tenant {tenant:?} is not here ({}): copy it from the machine that published the image", path.display())]
+    /// The tenant's key is not to be had: there is none, it is disabled, or its service does not let us use it.
+    #[error("no key of tenant {tenant:?}: {reason}")]
     NoKey {
         /// Whose key.
         tenant: String,
-        /// Which key, as the manifest names it.
-        key_id: String,
-        /// Where it was looked for.
-        path: PathBuf,
+        /// Which key, why, and what to do.
+        reason: String,
+    },
+    /// A key service did not answer, or not in time. Later it may.
+    #[error("the key service {service} does not answer: {reason}")]
+    KeyServiceUnavailable {
+        /// The service.
+        service: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A key service cannot be used as it is set up: credentials, region, address.
+    #[error("the key service {service} cannot be used: {reason}")]
+    KeyService {
+        /// The service.
+        service: String,
+        /// Why, and what to do.
+        reason: String,
     },
     /// A key file exists but cannot be used.
     #[error("the key file {} cannot be used: {what}", path.display())]
@@ -57,4 +71,11 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether another try later may succeed.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::KeyServiceUnavailable { .. })
+    }
 }

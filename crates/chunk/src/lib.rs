@@ -26,13 +26,15 @@ mod id;
 mod keys;
 mod manifest;
 mod salt;
+mod secret_bytes;
 mod suite;
 
 pub use error::Error;
 pub use id::{ChunkId, ManifestId};
-pub use keys::{DataKey, KeyService, LocalKeys, WrappedKey, check_tenant};
+pub use keys::{DataKey, KeyRing, KeyService, KeyUse, LocalKeys, Rotated, WrappedKey, check_tenant};
 pub use manifest::{ChunkRecord, DEFAULT_CHUNK_SIZE, Geometry, Manifest, ManifestBuilder, OpenedManifest, PAGE_SIZE};
 pub use salt::{Salt, SaltDomain, Scope};
+pub use secret_bytes::no_core_files;
 pub use suite::{ChunkSecret, Sealed, Suite};
 
 /// Entry points for fuzzers: bytes from outside in, no panic out.

@@ -3,11 +3,16 @@
 //! `Manifest` is the encoded form, checked; `OpenedManifest` is what a reader with the key sees. docs/format.md
 //! describes the bytes, `layout` below is the one place in the code that knows their offsets.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use zeroize::Zeroizing;
+mod opened;
+mod seal;
 
-use crate::keys::{DataKey, KeyService, WrappedKey};
-use crate::{ChunkId, ChunkSecret, Error, ManifestId, Suite};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+pub use opened::OpenedManifest;
+pub use seal::ManifestBuilder;
+
+use crate::keys::{DataKey, KeyService, KeyUse, WrappedKey};
+use crate::secret_bytes::SecretBytes;
+use crate::{ChunkId, Error, ManifestId, Suite};
 
 /// Bytes of a page, the grain of trailing zeros that are not stored.
 pub const PAGE_SIZE: u32 = 4096;
@@ -264,180 +269,34 @@ impl Manifest {
         self.records().map(|record| u64::from(record.stored_length)).sum()
     }
 
-    /// Opens the sealed part.
+    /// Opens the sealed part. `image` is the full name that it was published under, which key services may have bound its key to.
     ///
     /// # Errors
-    /// [`Error::NoKey`] without the tenant's key, [`Error::Unauthentic`] when the key does not open it or any byte of the
-    /// manifest was changed.
-    pub fn open(&self, keys: &KeyService) -> Result<OpenedManifest, Error> {
-        let data_key = keys.unwrap_data_key(&self.tenant, &self.wrapped_key)?;
+    /// Those of the key service: [`Error::NoKey`] without the tenant's key, [`Error::KeyServiceUnavailable`],
+    /// [`Error::KeyService`]. [`Error::Unauthentic`] when the key does not open it, any byte of the manifest was changed, or it
+    /// is another image's.
+    pub fn open(&self, keys: &dyn KeyService, image: &str) -> Result<OpenedManifest, Error> {
+        let data_key = keys.unwrap_data_key(&KeyUse { tenant: &self.tenant, image }, &self.wrapped_key)?;
         self.open_with(&data_key)
     }
 
     fn open_with(&self, data_key: &DataKey) -> Result<OpenedManifest, Error> {
-        let unauthentic = || Error::Unauthentic { tenant: self.tenant.clone() };
         let (clear, sealed) = self.bytes.split_at(self.records.end);
         let (nonce, sealed) = sealed.split_at(layout::NONCE);
-        let mut sealed = Zeroizing::new(sealed.to_vec());
-        let opened = sealing_key(data_key)
+        let mut opened = SecretBytes::copy_of(sealed);
+        sealing_key(data_key)
             .open_in_place(
                 Nonce::try_assume_unique_for_key(nonce).expect("the nonce was cut to its length"),
                 Aad::from(clear),
-                &mut sealed,
+                &mut opened,
             )
-            .map_err(|_| unauthentic())?;
-        let (table, metadata) = opened.split_at(self.chunk_count() * self.suite.secret_bytes());
-        let secrets = table
-            .chunks_exact(self.suite.secret_bytes())
-            .map(|entry| {
-                let (key, tag) = entry.split_at(32);
-                let mut secret = ChunkSecret { key: key.try_into().expect("32 bytes"), tag: [0; 16] };
-                secret.tag[..tag.len()].copy_from_slice(tag);
-                secret
-            })
-            .collect();
-        Ok(OpenedManifest {
-            id: self.id(),
-            suite: self.suite,
-            geometry: self.geometry,
-            records: self.records().collect(),
-            secrets,
-            metadata: metadata.to_vec(),
-        })
+            .map_err(|_| Error::Unauthentic { tenant: self.tenant.clone() })?;
+        Ok(OpenedManifest::new(self, opened))
     }
 }
 
 fn sealing_key(data_key: &DataKey) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key.expose()).expect("an AES-256 key has 32 bytes"))
-}
-
-/// Collects the chunks of an image and seals them into a [`Manifest`].
-#[derive(Debug)]
-pub struct ManifestBuilder {
-    suite: Suite,
-    geometry: Geometry,
-    chunks: Vec<(ChunkRecord, ChunkSecret)>,
-}
-
-impl ManifestBuilder {
-    /// Begins the manifest of an image of that geometry.
-    ///
-    /// # Errors
-    /// [`Error::BadManifest`] for a geometry outside of the format's limits.
-    pub fn new(suite: Suite, geometry: Geometry) -> Result<Self, Error> {
-        geometry.check()?;
-        Ok(Self { suite, geometry, chunks: Vec::new() })
-    }
-
-    /// Adds a chunk, in any order of slots.
-    pub fn push(&mut self, record: ChunkRecord, secret: ChunkSecret) {
-        self.chunks.push((record, secret));
-    }
-
-    /// Seals the manifest of `tenant` under a fresh data key from `keys`. `metadata` (at most 8 MiB) is sealed with it.
-    ///
-    /// # Errors
-    /// Those of the key service, and [`Error::BadManifest`] for chunks that overlap or do not fit the geometry.
-    pub fn seal(mut self, tenant: &str, metadata: &[u8], keys: &KeyService) -> Result<Manifest, Error> {
-        if metadata.len() > layout::MAX_METADATA {
-            return Err(bad(format!("{} bytes of metadata: at most 8 MiB", metadata.len())));
-        }
-        let (data_key, wrapped_key) = keys.generate_data_key(tenant)?;
-        // A fresh data key per manifest makes any nonce unique; a random one stays safe even if a key service repeats itself.
-        let mut nonce = [0; layout::NONCE];
-        crate::keys::fill_random(&mut nonce)?;
-        self.chunks.sort_by_key(|(record, _)| record.slot);
-        let clear = self.encode_clear(tenant, &wrapped_key, metadata.len())?;
-        let mut sealed = Zeroizing::new(Vec::with_capacity(
-            self.chunks.len() * self.suite.secret_bytes() + metadata.len() + layout::TAG,
-        ));
-        for (_, secret) in &self.chunks {
-            sealed.extend_from_slice(&secret.key);
-            sealed.extend_from_slice(&secret.tag[..self.suite.secret_bytes() - 32]);
-        }
-        sealed.extend_from_slice(metadata);
-        sealing_key(&data_key)
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&clear), &mut *sealed)
-            .map_err(|_| bad("it is too large to be sealed"))?;
-        let mut bytes = clear;
-        bytes.extend_from_slice(&nonce);
-        bytes.extend_from_slice(&sealed);
-        Manifest::decode(&bytes)
-    }
-
-    fn encode_clear(&self, tenant: &str, wrapped: &WrappedKey, metadata_length: usize) -> Result<Vec<u8>, Error> {
-        let length = |what: &str, bytes: usize| {
-            u16::try_from(bytes).map_err(|_| bad(format!("a {what} of {bytes} bytes: at most 65535")))
-        };
-        let sealed_length =
-            layout::NONCE + self.chunks.len() * self.suite.secret_bytes() + metadata_length + layout::TAG;
-        let mut bytes = Vec::with_capacity(layout::HEADER + 256 + self.chunks.len() * (layout::RECORD + 48));
-        bytes.extend_from_slice(layout::MAGIC);
-        bytes.extend_from_slice(&layout::VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[self.suite.code(), 0]);
-        bytes.extend_from_slice(&self.geometry.chunk_size.to_le_bytes());
-        bytes.extend_from_slice(&self.geometry.image_size.to_le_bytes());
-        bytes.extend_from_slice(&(self.chunks.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&(sealed_length as u64).to_le_bytes());
-        bytes.extend_from_slice(&length("tenant", tenant.len())?.to_le_bytes());
-        bytes.extend_from_slice(&length("key id", wrapped.key_id.len())?.to_le_bytes());
-        bytes.extend_from_slice(&length("wrapped key", wrapped.bytes.len())?.to_le_bytes());
-        bytes.extend_from_slice(&[0; 10]);
-        debug_assert_eq!(bytes.len(), layout::HEADER);
-        bytes.extend_from_slice(tenant.as_bytes());
-        bytes.extend_from_slice(wrapped.key_id.as_bytes());
-        bytes.extend_from_slice(&wrapped.bytes);
-        for (record, _) in &self.chunks {
-            bytes.extend_from_slice(&record.slot.to_le_bytes());
-            bytes.extend_from_slice(&record.stored_length.to_le_bytes());
-            bytes.extend_from_slice(&record.id.0);
-        }
-        Ok(bytes)
-    }
-}
-
-/// A manifest with its keys: what can read the image.
-#[derive(Debug)]
-pub struct OpenedManifest {
-    id: ManifestId,
-    suite: Suite,
-    geometry: Geometry,
-    records: Vec<ChunkRecord>,
-    secrets: Vec<ChunkSecret>,
-    metadata: Vec<u8>,
-}
-
-impl OpenedManifest {
-    /// The manifest's id.
-    pub fn id(&self) -> ManifestId {
-        self.id
-    }
-
-    /// Which algorithms its chunks use.
-    pub fn suite(&self) -> Suite {
-        self.suite
-    }
-
-    /// The size of the image and of its chunks.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    /// The metadata that was sealed with it.
-    pub fn metadata(&self) -> &[u8] {
-        &self.metadata
-    }
-
-    /// The stored chunks, by ascending slot.
-    pub fn records(&self) -> &[ChunkRecord] {
-        &self.records
-    }
-
-    /// The chunk in a slot and what opens it; `None` for a hole.
-    pub fn chunk(&self, slot: u32) -> Option<(&ChunkRecord, &ChunkSecret)> {
-        let index = self.records.binary_search_by_key(&slot, |record| record.slot).ok()?;
-        Some((&self.records[index], &self.secrets[index]))
-    }
 }
 
 #[cfg(test)]

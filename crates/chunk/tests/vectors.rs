@@ -12,8 +12,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use snowmelt_chunk::{
-    ChunkSecret, Error, Geometry, KeyService, LocalKeys, Manifest, OpenedManifest, PAGE_SIZE, Salt, SaltDomain, Scope,
-    Suite,
+    ChunkSecret, Error, Geometry, LocalKeys, Manifest, OpenedManifest, PAGE_SIZE, Salt, SaltDomain, Scope, Suite,
 };
 
 /// The cases of a file, each with its name.
@@ -119,12 +118,12 @@ fn salts_are_derived_as_the_vectors_say() {
 }
 
 /// A folder with the case's key file under the name of a tenant.
-fn keys(case: &Value, tenant: &str) -> (tempfile::TempDir, KeyService) {
+fn keys(case: &Value, tenant: &str) -> (tempfile::TempDir, LocalKeys) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(format!("{tenant}.key"));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
     file.write_all(text(case, "key_file").as_bytes()).unwrap();
-    let keys = KeyService::Local(LocalKeys::new(folder.path()));
+    let keys = LocalKeys::new(folder.path());
     (folder, keys)
 }
 
@@ -145,7 +144,7 @@ fn manifests_open_as_the_vectors_say() {
         assert_eq!(manifest.tenant(), text(&case, "tenant"), "{name}");
         assert_eq!(manifest.key_id(), text(&case, "key_id"), "{name}");
 
-        let opened = manifest.open(&keys).unwrap();
+        let opened = manifest.open(&keys, "vector:latest").unwrap();
         assert_eq!(opened.id(), manifest.id(), "{name}");
         assert_eq!((opened.suite(), opened.geometry()), (suite, geometry), "{name}");
         assert_eq!(opened.metadata(), text(&case, "metadata").as_bytes(), "{name}");
@@ -169,12 +168,12 @@ fn check_chunks(name: &str, case: &Value, manifest: &Manifest, opened: &OpenedMa
         assert_eq!(record.slot, slot, "{name}");
         assert_eq!(u64::from(record.stored_length), number(expected, "stored_length"), "{name}");
         assert_eq!(record.id.to_string(), text(expected, "id"), "{name}");
-        check_secret(&name, expected, opened.suite(), secret);
+        check_secret(&name, expected, opened.suite(), &secret);
 
         let plaintext = stored(&expected["plaintext"]);
         let mut ciphertext = vec![0; plaintext.len()];
         let sealed = opened.suite().seal(&salt, &plaintext, &mut ciphertext);
-        assert_eq!((sealed.id, &sealed.secret), (record.id, secret), "{name}");
+        assert_eq!((sealed.id, sealed.secret), (record.id, secret), "{name}");
     }
 }
 
@@ -189,7 +188,7 @@ fn damaged_manifests_are_refused_as_the_vectors_say() {
             let error = Manifest::decode(&encoded)
                 .and_then(|manifest| {
                     let (_folder, keys) = keys(&case, manifest.tenant());
-                    manifest.open(&keys)
+                    manifest.open(&keys, "vector:latest")
                 })
                 .unwrap_err();
             let kind = match &error {

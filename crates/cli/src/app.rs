@@ -34,12 +34,12 @@ impl App {
         LocalKeys::new(&self.config.keys_dir)
     }
 
-    pub(crate) fn keys(&self) -> KeyService {
-        KeyService::Local(self.local_keys())
+    pub(crate) fn keys(&self) -> Box<dyn KeyService> {
+        Box::new(self.local_keys())
     }
 
     pub(crate) fn open_image(&self, store: &Store, name: &ImageName) -> Result<OpenedImage> {
-        Ok(open_image(store, &self.config.tenant, name, &self.keys())?)
+        Ok(open_image(store, &self.config.tenant, name, &*self.keys())?)
     }
 
     /// The records of sandboxes.

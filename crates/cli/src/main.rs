@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     if matches!(args.command, Command::Agent) {
         return ExitCode::from(snowmelt_sandbox::agent_main());
     }
+    snowmelt_chunk::no_core_files();
     let is_run = matches!(args.command, Command::Run(_));
     set_up_messages().and_then(|()| commands::execute(&args)).unwrap_or_else(|error| {
         // Where standard error is closed there is nobody to tell.

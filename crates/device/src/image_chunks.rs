@@ -60,7 +60,7 @@ impl ChunkReader for ImageChunks {
             plaintext.fill(0);
             return Ok(());
         };
-        let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret };
+        let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret: &secret };
         let read = self.tiers.read_chunk(&wanted, plaintext, &|tier| request.set_tier(tier.into()));
         read.map(drop).map_err(|error| self.error(index, request.tier(), error))
     }
@@ -68,7 +68,7 @@ impl ChunkReader for ImageChunks {
     fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error> {
         let chunk = u32::try_from(index).ok().and_then(|slot| self.manifest.chunk(slot));
         let Some((record, secret)) = chunk else { return Ok(()) };
-        let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret };
+        let wanted = ChunkRequest { id: record.id, suite: self.manifest.suite(), secret: &secret };
         let warmed = self.tiers.warm_chunk(&wanted, record.stored_length, &|tier| request.set_tier(tier.into()));
         warmed.map_err(|error| self.error(index, request.tier(), error))
     }

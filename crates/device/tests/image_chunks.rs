@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::{ChunkId, ChunkRecord, Geometry, KeyService, LocalKeys, Manifest, ManifestBuilder, Salt, Suite};
+use snowmelt_chunk::{ChunkId, ChunkRecord, Geometry, LocalKeys, Manifest, ManifestBuilder, Salt, Suite};
 use snowmelt_device::{Device, DeviceOptions, Error, OnUnavailable, Tier};
 use snowmelt_store::{Store, StoreOptions};
 
@@ -19,7 +19,7 @@ const STORED: [(u32, usize); 3] = [(0, CHUNK), (2, 8192), (3, 8192)];
 struct Published {
     folder: tempfile::TempDir,
     manifest: Manifest,
-    keys: KeyService,
+    keys: LocalKeys,
     ids: Vec<ChunkId>,
 }
 
@@ -35,8 +35,8 @@ fn publish(suite: Suite) -> Published {
         ids.push(sealed.id);
         builder.push(ChunkRecord { slot, stored_length: length as u32, id: sealed.id }, sealed.secret);
     }
-    let keys = KeyService::Local(LocalKeys::new(folder.path().join("keys")));
-    let manifest = builder.seal("default", b"", &keys).unwrap();
+    let keys = LocalKeys::new(folder.path().join("keys"));
+    let manifest = builder.seal("default", "image:latest", b"", &keys).unwrap();
     Published { folder, manifest, keys, ids }
 }
 
@@ -51,7 +51,7 @@ impl Published {
             on_unavailable: OnUnavailable::Fail,
             ..DeviceOptions::default()
         };
-        Device::new(self.manifest.open(&self.keys).unwrap(), Arc::clone(tiers), options).unwrap()
+        Device::new(self.manifest.open(&self.keys, "image:latest").unwrap(), Arc::clone(tiers), options).unwrap()
     }
 
     fn file(&self, chunk: usize) -> PathBuf {

@@ -39,6 +39,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The whole of the hidden `agent` subcommand. Gives the exit status: 0, or 1 after a failure, which it has reported.
 pub fn agent_main() -> u8 {
+    snowmelt_chunk::no_core_files();
     // Out of reach of the terminal's signals: those are for the command; we end when it has.
     let _ = rustix::process::setsid();
     // The FUSE library complains where a reply comes too late, because the mount is gone: nobody waits for it then.

@@ -119,7 +119,7 @@ pub enum Cause {
     NotFound,
     /// Stored bytes are damaged.
     Corrupt,
-    /// The store does not answer.
+    /// The store or the key service does not answer.
     Unavailable,
     /// Anything else.
     Other,

@@ -67,6 +67,10 @@ impl Error {
 
     /// Whether another try later may succeed.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::Chunk(error) => error.is_unavailable(),
+            _ => false,
+        }
     }
 }

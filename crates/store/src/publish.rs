@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use snowmelt_chunk::{
-    ChunkId, ChunkRecord, ChunkSecret, Geometry, KeyService, ManifestBuilder, ManifestId, PAGE_SIZE, Salt, Suite,
+    ChunkId, ChunkRecord, ChunkSecret, Geometry, KeyService, KeyUse, ManifestBuilder, ManifestId, PAGE_SIZE, Salt,
+    Suite,
 };
 
 use crate::buffers::AlignedBuffer;
@@ -62,7 +63,7 @@ pub struct PublishOptions<'a> {
     /// With whom chunks are shared.
     pub salt: &'a Salt,
     /// Seals the manifest.
-    pub keys: &'a KeyService,
+    pub keys: &'a dyn KeyService,
     /// Whether chunks that are there already are read back, and replaced where they are damaged.
     pub repair: bool,
     /// How many chunks are worked on at once.
@@ -114,7 +115,8 @@ pub fn publish(
     let geometry = Geometry { image_size: source.size_bytes(), chunk_size: source.chunk_size() };
     let mut builder = ManifestBuilder::new(options.suite, geometry)?;
     // Asked before the work, so that a tenant whose key is broken learns it now.
-    options.keys.generate_data_key(options.tenant)?;
+    let image = options.name.to_string();
+    options.keys.generate_data_key(&KeyUse { tenant: options.tenant, image: &image })?;
     store.remove_abandoned_drafts();
     let started = Instant::now();
     let job = Job {
@@ -140,7 +142,7 @@ pub fn publish(
         builder.push(record, secret);
     }
     let encoded = serde_json::to_vec(metadata).expect("metadata of plain fields is JSON");
-    let manifest = builder.seal(options.tenant, &encoded, options.keys)?;
+    let manifest = builder.seal(options.tenant, &image, &encoded, options.keys)?;
     store.sync()?;
     let chunks_time = started.elapsed();
     let id = store.put_manifest(&manifest)?;

@@ -30,7 +30,7 @@ pub struct OpenedImage {
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Chunk`] without the tenant's key, [`Error::Corrupt`], [`Error::Unavailable`].
-pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &KeyService) -> Result<OpenedImage, Error> {
+pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &dyn KeyService) -> Result<OpenedImage, Error> {
     open_image_with(store, tenant, name, keys, |_| {})
 }
 
@@ -43,14 +43,14 @@ pub fn open_image_with(
     store: &Store,
     tenant: &str,
     name: &ImageName,
-    keys: &KeyService,
+    keys: &dyn KeyService,
     named: impl FnOnce(&NameRecord),
 ) -> Result<OpenedImage, Error> {
     let record = store.read_name(tenant, name)?;
     named(&record);
     let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
     check(&record, &manifest)?;
-    let manifest = manifest.open(keys)?;
+    let manifest = manifest.open(keys, &name.to_string())?;
     let metadata = ImageMetadata::of(&manifest)?;
     let store = store.at_root(&record.root)?;
     Ok(OpenedImage { record, manifest, metadata, store })
@@ -193,7 +193,7 @@ fn each_chunk(manifest: &OpenedManifest, threads: usize, action: &ChunkAction<'_
                 let mut buffer = vec![0; manifest.geometry().chunk_size as usize];
                 while let Some(record) = manifest.records().get(next.fetch_add(1, Ordering::Relaxed)) {
                     let (record, secret) = manifest.chunk(record.slot).expect("a record is of a chunk");
-                    if let Err(error) = action(record, secret, &mut buffer[..record.stored_length as usize]) {
+                    if let Err(error) = action(record, &secret, &mut buffer[..record.stored_length as usize]) {
                         next.store(manifest.records().len(), Ordering::Relaxed);
                         failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
                     }

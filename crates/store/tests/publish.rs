@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use snowmelt_chunk::{KeyService, LocalKeys, Salt, Suite};
+use snowmelt_chunk::{LocalKeys, Salt, Suite};
 use snowmelt_image::ImageConfig;
 use snowmelt_store::readback::{export, open_image, verify};
 use snowmelt_store::{
@@ -51,14 +51,14 @@ impl BlockSource for Source {
 struct Place {
     folder: tempfile::TempDir,
     store: Store,
-    keys: KeyService,
+    keys: LocalKeys,
     repair: bool,
 }
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
-    let keys = KeyService::Local(LocalKeys::new(folder.path().join("keys")));
+    let keys = LocalKeys::new(folder.path().join("keys"));
     Place { folder, store, keys, repair: false }
 }
 

@@ -2,11 +2,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::LocalKeys;
+use crate::{ChunkSecret, LocalKeys};
 
-fn keys() -> (tempfile::TempDir, KeyService) {
+fn keys() -> (tempfile::TempDir, LocalKeys) {
     let folder = tempfile::tempdir().unwrap();
-    let keys = KeyService::Local(LocalKeys::new(folder.path()));
+    let keys = LocalKeys::new(folder.path());
     (folder, keys)
 }
 
@@ -18,13 +18,13 @@ fn record(slot: u32, pages: u32) -> ChunkRecord {
     ChunkRecord { slot, stored_length: pages * PAGE_SIZE, id: ChunkId([slot as u8; 32]) }
 }
 
-fn build(suite: Suite, slots: &[(u32, u32)], keys: &KeyService) -> Result<Manifest, Error> {
+fn build(suite: Suite, slots: &[(u32, u32)], keys: &LocalKeys) -> Result<Manifest, Error> {
     let geometry = Geometry { image_size: 10 * (512 << 10) + 8192, chunk_size: 512 << 10 };
     let mut builder = ManifestBuilder::new(suite, geometry).unwrap();
     for &(slot, pages) in slots {
         builder.push(record(slot, pages), secret(slot));
     }
-    builder.seal("default", b"{\"a\":1}", keys)
+    builder.seal("default", "x:latest", b"{\"a\":1}", keys)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_manifest_reads_back() {
         let manifest = Manifest::decode(sealed.as_bytes()).unwrap();
         assert_eq!(manifest, sealed);
         assert_eq!(manifest.records().collect::<Vec<_>>(), [record(0, 128), record(3, 1), record(10, 2)]);
-        let opened = manifest.open(&keys).unwrap();
+        let opened = manifest.open(&keys, "x:latest").unwrap();
         assert_eq!(opened.metadata(), b"{\"a\":1}");
         assert!(opened.chunk(1).is_none());
         let (found, found_secret) = opened.chunk(3).unwrap();
@@ -50,7 +50,7 @@ fn an_image_without_chunks_has_a_manifest() {
     let (_folder, keys) = keys();
     let manifest = build(Suite::Blake3Gcm, &[], &keys).unwrap();
     assert_eq!(manifest.chunk_count(), 0);
-    assert!(manifest.open(&keys).unwrap().chunk(0).is_none());
+    assert!(manifest.open(&keys, "x:latest").unwrap().chunk(0).is_none());
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn every_changed_byte_is_noticed() {
     for at in 0..manifest.as_bytes().len() {
         let mut bytes = manifest.as_bytes().to_vec();
         bytes[at] ^= 0x41;
-        let opened = Manifest::decode(&bytes).and_then(|manifest| manifest.open(&keys));
+        let opened = Manifest::decode(&bytes).and_then(|manifest| manifest.open(&keys, "x:latest"));
         assert!(opened.is_err(), "byte {at}");
     }
 }
@@ -88,9 +88,9 @@ fn another_tenants_key_does_not_open_it() {
     let (_folder, ours) = keys();
     let (_other_folder, theirs) = keys();
     let manifest = build(Suite::Blake3Gcm, &[(0, 1)], &ours).unwrap();
-    assert!(matches!(manifest.open(&theirs), Err(Error::NoKey { .. })));
-    theirs.generate_data_key("default").unwrap();
-    assert!(matches!(manifest.open(&theirs), Err(Error::NoKey { .. })));
+    assert!(matches!(manifest.open(&theirs, "x:latest"), Err(Error::NoKey { .. })));
+    theirs.generate_data_key(&KeyUse { tenant: "default", image: "x:latest" }).unwrap();
+    assert!(matches!(manifest.open(&theirs, "x:latest"), Err(Error::NoKey { .. })));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_ten_gigabyte_image_has_a_manifest_of_two_megabytes() {
     for slot in 0..geometry.slot_count() as u32 {
         builder.push(record(slot, 128), secret(slot));
     }
-    let manifest = builder.seal("default", b"", &keys).unwrap();
+    let manifest = builder.seal("default", "x:latest", b"", &keys).unwrap();
     assert!(manifest.as_bytes().len() < 2_000_000, "{}", manifest.as_bytes().len());
 }
 
@@ -144,5 +144,27 @@ proptest! {
         bytes[at] = value;
         bytes.truncate(bytes.len() - cut);
         crate::fuzz::fuzz_manifest(&bytes);
+    }
+}
+
+#[test]
+fn a_manifest_is_sealed_again_with_the_same_chunks() {
+    let (_folder, ours) = keys();
+    let (_other_folder, theirs) = keys();
+    for suite in [Suite::Blake3Gcm, Suite::Sha256Ctr] {
+        let manifest = build(suite, &[(10, 2), (0, 128)], &ours).unwrap();
+        let opened = manifest.open(&ours, "x:latest").unwrap();
+        let again = opened.reseal(&KeyUse { tenant: "b", image: "y:1" }, b"{}", &theirs).unwrap();
+        assert_ne!(again.id(), manifest.id());
+        assert_eq!((again.tenant(), again.suite(), again.geometry()), ("b", suite, manifest.geometry()));
+        assert!(matches!(again.open(&ours, "y:1"), Err(Error::NoKey { .. })));
+        let opened_again = again.open(&theirs, "y:1").unwrap();
+        assert_eq!(opened_again.metadata(), b"{}");
+        assert_eq!(opened_again.records(), opened.records());
+        for record in opened.records() {
+            assert_eq!(opened_again.chunk(record.slot), opened.chunk(record.slot));
+        }
+        let same = opened.reseal(&KeyUse { tenant: "default", image: "x:latest" }, opened.metadata(), &ours).unwrap();
+        assert_ne!(same.as_bytes(), manifest.as_bytes(), "the data key is fresh");
     }
 }

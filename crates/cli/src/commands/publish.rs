@@ -47,7 +47,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         source: &source,
         suite: args.suite,
         salt: &salt,
-        keys: &app.keys(),
+        keys: &*app.keys(),
         repair: args.repair,
         threads: App::threads(&store),
         progress: Some(&progress),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::{KeyService, LocalKeys};
+use snowmelt_chunk::LocalKeys;
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
@@ -81,7 +81,7 @@ impl Opened {
             patience: if fails_at_once { Duration::ZERO } else { config.deadline },
         };
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
-        let keys = KeyService::Local(LocalKeys::new(&config.keys_dir));
+        let keys = LocalKeys::new(&config.keys_dir);
         let mut starts = None;
         let opened = open_image_with(&store, &config.tenant, &name, &keys, |record| {
             starts = StartsWanted::ask(config, &store, record, command);
@@ -238,7 +238,7 @@ fn store_cause(error: &snowmelt_store::Error) -> Cause {
     match error {
         snowmelt_store::Error::NotFound { .. } => Cause::NotFound,
         snowmelt_store::Error::Corrupt { .. } => Cause::Corrupt,
-        snowmelt_store::Error::Unavailable { .. } => Cause::Unavailable,
+        error if error.is_unavailable() => Cause::Unavailable,
         _ => Cause::Other,
     }
 }

@@ -2,7 +2,7 @@
 //! One conformance suite for every backend.
 
 use object_store::memory::InMemory;
-use snowmelt_chunk::{KeyService, LocalKeys, ManifestBuilder, Suite};
+use snowmelt_chunk::{LocalKeys, ManifestBuilder, Suite};
 
 use super::*;
 
@@ -32,9 +32,10 @@ fn conforms(store: &Store) {
     store.sync().unwrap();
 
     let keys = tempfile::tempdir().unwrap();
-    let keys = KeyService::Local(LocalKeys::new(keys.path()));
+    let keys = LocalKeys::new(keys.path());
     let geometry = snowmelt_chunk::Geometry { image_size: 0, chunk_size: 4096 };
-    let manifest = ManifestBuilder::new(Suite::Blake3Gcm, geometry).unwrap().seal("tenant", b"x", &keys).unwrap();
+    let manifest =
+        ManifestBuilder::new(Suite::Blake3Gcm, geometry).unwrap().seal("tenant", "image:latest", b"x", &keys).unwrap();
     assert!(matches!(store.read_manifest("main", "tenant", &manifest.id()), Err(Error::NotFound { .. })));
     let manifest_id = store.put_manifest(&manifest).unwrap();
     assert_eq!(store.read_manifest("main", "tenant", &manifest_id).unwrap(), manifest);
