@@ -1,7 +1,7 @@
 //! The path of a chunk: disk, then origin.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -48,7 +48,8 @@ impl std::fmt::Display for Tier {
 /// The tiers that a sandbox reads through. May be used from many threads; reads block.
 #[derive(Debug)]
 pub struct Tiers {
-    store: Arc<Store>,
+    /// Replaced where the image has moved to another root.
+    store: RwLock<Arc<Store>>,
     disk: Option<Arc<DiskCache>>,
     counters: Counters,
     keeper: Option<Keeper>,
@@ -59,7 +60,16 @@ impl Tiers {
     pub fn new(store: Arc<Store>, disk: Option<DiskCache>) -> Self {
         let disk = disk.map(Arc::new);
         let keeper = disk.clone().map(Keeper::start);
-        Self { store, disk, counters: Counters::default(), keeper }
+        Self { store: RwLock::new(store), disk, counters: Counters::default(), keeper }
+    }
+
+    /// Reads from another store from now on: the image's chunks were copied there.
+    pub fn set_store(&self, store: Arc<Store>) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads a chunk and decrypts it into `plaintext`, which has the chunk's stored length. One try at each tier; `asks` is
@@ -134,7 +144,8 @@ impl Tiers {
     fn fetch(&self, request: &ChunkRequest<'_>, stored_length: u32) -> Result<Bytes, Error> {
         let chunk = || request.id.to_string();
         let started = Instant::now();
-        let fetched = self.store.read_chunk(&request.id, stored_length);
+        let store = self.store();
+        let fetched = store.read_chunk(&request.id, stored_length);
         add(&self.counters.origin_nanoseconds, started.elapsed().as_nanos() as u64);
         let ciphertext = fetched.map_err(|source| {
             if source.is_unavailable() || is_passing(&source) {
@@ -149,7 +160,7 @@ impl Tiers {
             add(&self.counters.damaged_chunks, 1);
             let source = snowmelt_store::Error::Corrupt {
                 subject: format!("chunk {}", request.id),
-                reason: format!("the bytes from {} are not those that its id names", self.store.url()),
+                reason: format!("the bytes from {} are not those that its id names", store.url()),
             };
             return Err(Error::Lost { chunk: chunk(), source });
         }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use snowmelt_chunk::{KeyService, LocalKeys};
 use snowmelt_sandbox::StateDir;
-use snowmelt_store::readback::{OpenedImage, open_image};
-use snowmelt_store::{ImageName, Store, StoreOptions};
+use snowmelt_store::readback::{OpenedImage, Opening, open_image};
+use snowmelt_store::{ImageName, SeenNames, Store, StoreOptions};
 
 use crate::args::GlobalArgs;
 use crate::config::Config;
@@ -25,6 +25,7 @@ impl App {
         let options = StoreOptions {
             allow_http: self.config.allow_http,
             root: self.config.root.clone(),
+            s3: self.config.s3.clone(),
             ..StoreOptions::default()
         };
         Ok(Store::open(&self.config.store, &options)?)
@@ -39,7 +40,10 @@ impl App {
     }
 
     pub(crate) fn open_image(&self, store: &Store, name: &ImageName) -> Result<OpenedImage> {
-        Ok(open_image(store, &self.config.tenant, name, &*self.keys())?)
+        let keys = self.keys();
+        let seen = SeenNames::new(&self.config.cache_dir);
+        let opening = Opening { tenant: &self.config.tenant, keys: &*keys, seen: Some(&seen) };
+        Ok(open_image(store, name, &opening)?)
     }
 
     /// The records of sandboxes.

@@ -9,7 +9,7 @@ use snowmelt_image::{Platform, SourceRef};
 use snowmelt_sandbox::{Network, Volume};
 use snowmelt_store::ImageName;
 
-use crate::units::{Size, parse_cpus, parse_memory};
+use crate::units::{Age, Size, parse_cpus, parse_memory};
 
 const AFTER_HELP: &str = "\
 Settings come from the configuration file (~/.config/snowmelt/config.toml), the
@@ -55,7 +55,47 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, env = "SNOWMELT_ALLOW_HTTP", value_parser = FalseyValueParser::new(),
           help_heading = "Global options")]
     pub(crate) allow_http: bool,
-    /// The root inside the store.
+    /// Where an S3-compatible server is, such as https://minio.example.com:9000; AWS where it is not set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "SNOWMELT_S3_ENDPOINT",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) s3_endpoint: Option<String>,
+    /// The region of the bucket; from the AWS configuration where it is not set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "SNOWMELT_S3_REGION",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) s3_region: Option<String>,
+    /// Whether the bucket is part of the path rather than of the host's name; so by default where an endpoint is set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "true|false",
+        env = "SNOWMELT_S3_PATH_STYLE",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) s3_path_style: Option<bool>,
+    /// How long the lease on an image in use lives, such as 1h; it is renewed three times as often.
+    #[arg(
+        long,
+        global = true,
+        value_name = "AGE",
+        env = "SNOWMELT_LEASE",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) lease: Option<Age>,
+    /// The root to publish to; the store's active one where it is not set.
     #[arg(
         long,
         global = true,

@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use snowmelt_chunk::check_tenant;
 use snowmelt_sandbox::{AgentConfig, OnUnavailable};
-use snowmelt_store::DEFAULT_ROOT;
+use snowmelt_store::S3Options;
 
 use crate::args::GlobalArgs;
-use crate::units::Size;
+use crate::units::{Age, Size};
 
 /// The configuration file. docs/configuration.md describes every field.
 #[derive(Deserialize, Debug, Default)]
@@ -29,13 +29,19 @@ struct ConfigFile {
     prefetch: Option<bool>,
     overlay_dir: Option<PathBuf>,
     overlay_size: Option<Size>,
+    s3_endpoint: Option<String>,
+    s3_region: Option<String>,
+    s3_path_style: Option<bool>,
+    lease: Option<Age>,
 }
 
 /// What all commands work with.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) store: String,
-    pub(crate) root: String,
+    pub(crate) root: Option<String>,
+    pub(crate) s3: S3Options,
+    lease: Duration,
     pub(crate) tenant: String,
     pub(crate) state_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
@@ -54,6 +60,8 @@ const DEFAULT_CACHE: Size = Size(10 << 30);
 const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
 /// Who wants errors at once still waits for an origin that is merely slow.
 const DEFAULT_DEADLINE_OF_FAIL: Duration = Duration::from_secs(2);
+/// Renewed every 20 minutes: three requests an hour and sandbox.
+const DEFAULT_LEASE: Duration = Duration::from_hours(1);
 /// More than the free space of an image by default, so that the file system is full first and says so.
 const DEFAULT_OVERLAY: Size = Size(8 << 30);
 
@@ -95,7 +103,13 @@ impl Config {
         check_tenant(&tenant)?;
         Ok(Self {
             store,
-            root: args.root.clone().or(file.root).unwrap_or_else(|| DEFAULT_ROOT.into()),
+            root: args.root.clone().or(file.root),
+            s3: S3Options {
+                endpoint: args.s3_endpoint.clone().or(file.s3_endpoint),
+                region: args.s3_region.clone().or(file.s3_region),
+                path_style: args.s3_path_style.or(file.s3_path_style),
+            },
+            lease: args.lease.or(file.lease).map_or(DEFAULT_LEASE, |age| age.0),
             tenant,
             state_dir: absolute(&or_default(
                 args.state_dir.clone().or(file.state_dir),
@@ -122,7 +136,8 @@ impl Config {
     pub(crate) fn agent(&self) -> Result<AgentConfig> {
         Ok(AgentConfig {
             store: self.store.clone(),
-            root: self.root.clone(),
+            s3: self.s3.clone(),
+            lease: self.lease,
             allow_http: self.allow_http,
             tenant: self.tenant.clone(),
             keys_dir: self.keys_dir.clone(),

@@ -8,6 +8,7 @@
 //! error: that of the `run`, or the log of a mount.
 
 mod image;
+mod lease;
 mod mounter;
 pub(crate) mod protocol;
 mod start_logs;

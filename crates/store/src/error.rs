@@ -34,6 +34,45 @@ pub enum Error {
         /// The last failure.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The store refuses it, and will until somebody changes something.
+    #[error("{request} refuses: {what}: {todo} ({source})")]
+    Refused {
+        /// What was being done with what, and the store's URL.
+        request: String,
+        /// What is wrong.
+        what: &'static str,
+        /// What to do about it.
+        todo: &'static str,
+        /// What the server said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Others change the same thing all the time.
+    #[error("{subject} is being changed by others all the time: try again")]
+    Busy {
+        /// What was to be changed.
+        subject: String,
+    },
+    /// A root was retired while something was published to it.
+    #[error("root {root} was retired meanwhile: publish again, to an active root")]
+    RootClosed {
+        /// Which root.
+        root: String,
+    },
+    /// A name stands for an older image than this machine has seen it stand for.
+    #[error(
+        "{subject} went back from generation {seen} to {found}: somebody may have put an old record into the store. If that was meant, \
+         such as by restoring a backup, remove {}", file.display()
+    )]
+    RolledBack {
+        /// The image.
+        subject: String,
+        /// The generation that was seen before.
+        seen: u64,
+        /// The generation of the record in the store.
+        found: u64,
+        /// Where this machine remembers that.
+        file: PathBuf,
+    },
     /// A value that a caller gave cannot be used.
     #[error("{0}")]
     Invalid(String),

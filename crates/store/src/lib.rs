@@ -12,23 +12,47 @@
 //! leaves only chunks that nobody refers to. Chunks and manifests are never changed once they are there; names are
 //! replaced whole. Nothing here needs or sees a chunk's key but [`publish`] and the readers in [`readback`].
 
+mod aws;
 mod buffers;
+pub mod collect;
+mod copy;
 mod error;
+mod intents;
+mod leases;
 mod local;
+mod location;
 mod name;
+mod names;
+mod objects;
 mod publish;
 pub mod readback;
 mod records;
+mod refusal;
 mod retry;
+mod rewrap;
+mod roots;
+mod salts;
+mod scrub;
+mod seen;
 mod store;
 mod usage;
 
+pub use copy::{Copied, CopyOptions, copy};
 pub use error::Error;
+pub use intents::Intent;
+pub use leases::{ImageLease, Lease, OwnLease};
+pub use location::S3Options;
 pub use name::ImageName;
+pub use names::ListedName;
 pub use publish::{BlockSource, PublishOptions, PublishProgress, Published, publish};
-pub use records::{ImageMetadata, NameRecord};
-pub use store::{ListedName, PutOutcome, Store, StoreOptions};
+pub use records::{ImageMetadata, NameBinding, NameRecord, SaltLabel};
+pub use rewrap::{Rewrapped, rewrap};
+pub use roots::{Alarm, Change, CollectorLease, Root, RootState, SaltEpoch, State};
+pub use salts::Sharing;
+pub use scrub::{ScrubOptions, Scrubbed, scrub};
+pub use seen::SeenNames;
+pub use store::{PutOutcome, Store, StoreOptions};
 pub use usage::{ImageUsage, Usage, usage};
 
-/// The root that images are published under unless another is asked for.
+/// The root that a new store begins with.
 pub const DEFAULT_ROOT: &str = "main";

@@ -64,6 +64,42 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
+/// Replaces the file at `path` if it holds `was` (`None`: if there is none); whether it did. All who do so in one store, on all
+/// machines that share its folder, wait for one lock; who reads sees the old file or the new.
+pub(crate) fn swap(store: &Path, path: &Path, bytes: &[u8], was: Option<&[u8]>) -> Result<bool, Error> {
+    let folder = path.parent().unwrap_or(store);
+    fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+    let lock_path = store.join(LOCK);
+    let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
+    let lock = lock.map_err(Error::io("open", &lock_path))?;
+    let _held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, error)| Error::io("lock", &lock_path)(error.into()))?;
+    let now = match fs::read(path) {
+        Ok(now) => Some(now),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    if now.as_deref() != was {
+        return Ok(false);
+    }
+    let io = |operation| Error::io(operation, path);
+    let draft = draft_path(path)?;
+    let written = File::create_new(&draft).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)?;
+        File::open(folder)?.sync_all()
+    });
+    written.map_err(|error| {
+        let _ = fs::remove_file(&draft);
+        io("replace")(error)
+    })?;
+    Ok(true)
+}
+
+/// The file that is locked; nothing is in it.
+const LOCK: &str = ".lock";
+
 /// Removes drafts below `chunks` whose writers are gone. Whatever cannot be read or removed stays for the next time.
 pub(crate) fn remove_abandoned_drafts(chunks: &Path) {
     for shard in fs::read_dir(chunks).into_iter().flatten().flatten() {

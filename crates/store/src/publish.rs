@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use snowmelt_chunk::{
-    ChunkId, ChunkRecord, ChunkSecret, Geometry, KeyService, KeyUse, ManifestBuilder, ManifestId, PAGE_SIZE, Salt,
-    Suite,
+    ChunkId, ChunkRecord, ChunkSecret, Geometry, KeyService, KeyUse, Manifest, ManifestBuilder, ManifestId, PAGE_SIZE,
+    Salt, Scope, Suite,
 };
 
 use crate::buffers::AlignedBuffer;
-use crate::records::{ImageMetadata, NameRecord};
+use crate::intents::OwnIntent;
+use crate::records::{ImageMetadata, NameBinding, NameRecord, SaltLabel};
+use crate::salts::Sharing;
 use crate::store::{PutOutcome, Store};
 use crate::{Error, ImageName};
 
@@ -61,9 +63,12 @@ pub struct PublishOptions<'a> {
     /// How chunks are encrypted.
     pub suite: Suite,
     /// With whom chunks are shared.
-    pub salt: &'a Salt,
+    pub sharing: &'a Sharing<'a>,
     /// Seals the manifest.
     pub keys: &'a dyn KeyService,
+    /// Whether every chunk is put, those that are there too: then how long publishing takes, and what it says, does not tell whether
+    /// somebody else has a chunk.
+    pub hide_existing: bool,
     /// Whether chunks that are there already are read back, and replaced where they are damaged.
     pub repair: bool,
     /// How many chunks are worked on at once.
@@ -102,7 +107,9 @@ pub struct Published {
 
 /// Publishes an image: chunks first, then the manifest, the name last.
 ///
-/// Two publishes of one image at once are both right: chunks and manifests are named by their bytes, and the last name wins.
+/// The steps and their order are those of the protocol that tests/collection_model checks: an intent before anything, so that who
+/// retires the root knows of this publisher; the name's version is read before the root is checked, and swapped after. Two publishes of
+/// one image at once are both right: chunks and manifests are named by their bytes, and the last name wins.
 ///
 /// # Errors
 /// Those of the source, the keys and the store. What was put before stays, and nobody refers to it.
@@ -112,17 +119,46 @@ pub fn publish(
     store: &Store,
     options: &PublishOptions<'_>,
 ) -> Result<Published, Error> {
-    let geometry = Geometry { image_size: source.size_bytes(), chunk_size: source.chunk_size() };
-    let mut builder = ManifestBuilder::new(options.suite, geometry)?;
     // Asked before the work, so that a tenant whose key is broken learns it now.
     let image = options.name.to_string();
     options.keys.generate_data_key(&KeyUse { tenant: options.tenant, image: &image })?;
+    let mut tries = 0;
+    loop {
+        let (root, salt) = store.open_root(store.asked_root())?;
+        tries += 1;
+        match publish_to(source, metadata, &store.at_root(&root)?, salt.epoch, options) {
+            Err(Error::RootClosed { .. }) if store.asked_root().is_none() && tries < MOST_ROOTS => {
+                tracing::warn!(root, "its root was retired while the image was published: publishing it again");
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Roots that are tried: they are retired once in weeks.
+const MOST_ROOTS: usize = 3;
+
+fn publish_to(
+    source: &dyn BlockSource,
+    metadata: &ImageMetadata,
+    store: &Store,
+    epoch: u32,
+    options: &PublishOptions<'_>,
+) -> Result<Published, Error> {
+    let geometry = Geometry { image_size: source.size_bytes(), chunk_size: source.chunk_size() };
+    let mut builder = ManifestBuilder::new(options.suite, geometry)?;
+    let domain = options.sharing.domain(store.root(), epoch);
+    let salt = options.sharing.salt(store.root(), epoch);
+    let _intent = OwnIntent::put(store, store.root(), options.tenant, options.name)?;
     store.remove_abandoned_drafts();
     let started = Instant::now();
+    // `PutChunks`
     let job = Job {
         source,
         store,
         options,
+        salt: &salt,
+        known: store.known_chunks(geometry.slot_count())?,
         geometry,
         next_slot: AtomicU64::new(0),
         done_bytes: AtomicU64::new(0),
@@ -141,39 +177,84 @@ pub fn publish(
     for (record, secret) in outcome.chunks {
         builder.push(record, secret);
     }
-    let encoded = serde_json::to_vec(metadata).expect("metadata of plain fields is JSON");
-    let manifest = builder.seal(options.tenant, &image, &encoded, options.keys)?;
     store.sync()?;
     let chunks_time = started.elapsed();
-    let id = store.put_manifest(&manifest)?;
-    let generation = match store.read_name(options.tenant, options.name) {
-        Ok(previous) => previous.generation + 1,
-        // A record that cannot be read is replaced by one that can.
-        Err(Error::NotFound { .. } | Error::Corrupt { .. }) => 1,
-        Err(error) => return Err(error),
+    let scope = match &domain.scope {
+        Scope::Everyone => "everyone".to_owned(),
+        Scope::Tenant(_) => "tenant".to_owned(),
+        Scope::Layer(layer) => format!("layer:{layer}"),
     };
-    let record = NameRecord {
-        version: 1,
-        manifest: id.to_string(),
-        root: store.root().into(),
-        generation,
-        published_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-        source: options.source.into(),
-        image_size: geometry.image_size,
-        stored_bytes: manifest.stored_bytes(),
-        chunk_count: manifest.chunk_count() as u64,
-    };
-    store.put_name(options.tenant, options.name, &record)?;
+    let committed = commit(store, options.tenant, options.name, &mut |binding| {
+        let metadata = ImageMetadata { binding: Some(binding.clone()), ..metadata.clone() };
+        let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
+        let manifest = builder.seal(options.tenant, &binding.name, &encoded, options.keys)?;
+        let record = NameRecord {
+            version: 1,
+            manifest: manifest.id().to_string(),
+            root: store.root().into(),
+            generation: binding.generation,
+            published_at: binding.published_at,
+            source: options.source.into(),
+            image_size: geometry.image_size,
+            stored_bytes: manifest.stored_bytes(),
+            chunk_count: manifest.chunk_count() as u64,
+            fence: 0,
+            salt: Some(SaltLabel { epoch, class: domain.class.clone(), scope: scope.clone() }),
+        };
+        Ok((manifest, record))
+    })?;
     Ok(Published {
-        manifest: id,
-        record,
+        manifest: committed.manifest.id(),
+        record: committed.record,
         new_chunks: outcome.new_chunks,
         new_bytes: outcome.new_bytes,
         repaired_chunks: outcome.repaired.len() as u64,
-        manifest_bytes: manifest.as_bytes().len() as u64,
+        manifest_bytes: committed.manifest.as_bytes().len() as u64,
         chunks_time,
     })
 }
+
+/// What a name was made to stand for.
+pub(crate) struct Committed {
+    pub(crate) manifest: Manifest,
+    pub(crate) record: NameRecord,
+}
+
+/// Makes a manifest, and the record of a name for it, that carry what they are to be bound to.
+pub(crate) type Seal<'a> = dyn FnMut(&NameBinding) -> Result<(Manifest, NameRecord), Error> + 'a;
+
+/// Makes a name stand for a manifest that `seal` makes for a generation: the last steps of every publish. The caller holds an intent,
+/// and the manifest's chunks are in the store's root.
+///
+/// # Errors
+/// [`Error::RootClosed`] where the root is not active any more, [`Error::Busy`], those of `seal` and of the store.
+pub(crate) fn commit(store: &Store, tenant: &str, name: &ImageName, seal: &mut Seal<'_>) -> Result<Committed, Error> {
+    let mut expected = store.read_entry(tenant, name)?.0.generation();
+    for _ in 0..MOST_SWAPS {
+        let binding = NameBinding {
+            name: name.to_string(),
+            generation: expected + 1,
+            published_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        };
+        let (manifest, record) = seal(&binding)?;
+        // `PutManifest`
+        store.put_manifest(&manifest)?;
+        // `ReadName`, and only then `CheckRoot`: a collector that retires the root in between fences the name.
+        let (entry, version) = store.read_entry(tenant, name)?;
+        if !store.check_root_is_active(store.root())? {
+            return Err(Error::RootClosed { root: store.root().into() });
+        }
+        // `CommitName`
+        if entry.generation() == expected && store.swap_name(tenant, name, &record, &version)? {
+            return Ok(Committed { manifest, record });
+        }
+        expected = store.read_entry(tenant, name)?.0.generation();
+    }
+    Err(Error::Busy { subject: format!("image {name} of tenant {tenant:?}") })
+}
+
+/// How often a name is tried while others publish it too.
+const MOST_SWAPS: usize = 50;
 
 #[derive(Default)]
 struct Outcome {
@@ -190,6 +271,9 @@ struct Job<'a> {
     source: &'a dyn BlockSource,
     store: &'a Store,
     options: &'a PublishOptions<'a>,
+    salt: &'a Salt,
+    /// Chunks that the store is known to have; `None` where each is asked for.
+    known: Option<HashSet<ChunkId>>,
     geometry: Geometry,
     next_slot: AtomicU64,
     done_bytes: AtomicU64,
@@ -253,12 +337,18 @@ impl Job<'_> {
         if stored_length == 0 {
             return Ok(None);
         }
-        let sealed = self.options.suite.seal(
-            self.options.salt,
-            &plaintext[..stored_length],
-            &mut ciphertext.as_mut()[..stored_length],
-        );
-        let mut put = self.store.put_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
+        let sealed =
+            self.options.suite.seal(self.salt, &plaintext[..stored_length], &mut ciphertext.as_mut()[..stored_length]);
+        let bytes = &ciphertext.as_ref()[..stored_length];
+        let mut put = match &self.known {
+            _ if self.options.hide_existing => {
+                self.store.replace_chunk(&sealed.id, bytes)?;
+                PutOutcome::New
+            }
+            Some(known) if known.contains(&sealed.id) => PutOutcome::AlreadyThere,
+            Some(_) => self.store.put_new_chunk(&sealed.id, bytes)?,
+            None => self.store.put_chunk(&sealed.id, bytes)?,
+        };
         if self.options.repair && put == PutOutcome::AlreadyThere {
             match self.store.read_chunk(&sealed.id, stored_length as u32) {
                 Ok(bytes) if bytes == ciphertext.as_ref()[..stored_length] => {}

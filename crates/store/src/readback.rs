@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, Manifest, OpenedManifest};
+use bytes::Bytes;
+use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, OpenedManifest, Suite};
 
 use crate::local::link_unnamed;
 use crate::records::{ImageMetadata, NameRecord};
 use crate::retry::retrying;
+use crate::seen::SeenNames;
 use crate::{Error, ImageName, Store};
 
 /// An image that can be read: its record, manifest and metadata.
@@ -26,12 +28,24 @@ pub struct OpenedImage {
     pub store: Store,
 }
 
+/// How images are opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// Whose images.
+    pub tenant: &'a str,
+    /// Who unwraps the data key.
+    pub keys: &'a dyn KeyService,
+    /// What this machine has seen names stand for, if it remembers.
+    pub seen: Option<&'a SeenNames>,
+}
+
 /// Finds an image by name and opens its manifest. Two requests to the store.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Chunk`] without the tenant's key, [`Error::Corrupt`], [`Error::Unavailable`].
-pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &dyn KeyService) -> Result<OpenedImage, Error> {
-    open_image_with(store, tenant, name, keys, |_| {})
+/// [`Error::NotFound`], [`Error::Chunk`] without the tenant's key, [`Error::Corrupt`], [`Error::RolledBack`],
+/// [`Error::Unavailable`], [`Error::Refused`].
+pub fn open_image(store: &Store, name: &ImageName, opening: &Opening<'_>) -> Result<OpenedImage, Error> {
+    open_image_with(store, name, opening, |_| {})
 }
 
 /// The same; `named` is told what the name stands for before the manifest is read, so that what else depends on it can be asked
@@ -41,30 +55,47 @@ pub fn open_image(store: &Store, tenant: &str, name: &ImageName, keys: &dyn KeyS
 /// As [`open_image`].
 pub fn open_image_with(
     store: &Store,
-    tenant: &str,
     name: &ImageName,
-    keys: &dyn KeyService,
+    opening: &Opening<'_>,
     named: impl FnOnce(&NameRecord),
 ) -> Result<OpenedImage, Error> {
-    let record = store.read_name(tenant, name)?;
+    let record = store.read_name(opening.tenant, name)?;
     named(&record);
-    let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
-    check(&record, &manifest)?;
-    let manifest = manifest.open(keys, &name.to_string())?;
-    let metadata = ImageMetadata::of(&manifest)?;
-    let store = store.at_root(&record.root)?;
-    Ok(OpenedImage { record, manifest, metadata, store })
+    open_record(store, name, record, opening)
 }
 
-/// The record is in the clear and could be of another image than the manifest that it names.
-fn check(record: &NameRecord, manifest: &Manifest) -> Result<(), Error> {
+/// Opens the image of a record that was read before.
+///
+/// # Errors
+/// As [`open_image`].
+pub fn open_record(
+    store: &Store,
+    name: &ImageName,
+    record: NameRecord,
+    opening: &Opening<'_>,
+) -> Result<OpenedImage, Error> {
+    let manifest = store.read_manifest(&record.root, opening.tenant, &record.manifest_id()?)?;
+    let does_not_agree =
+        |what: &str| Error::corrupt(format!("the record of {name}"), format!("{what}: publish it again"));
     if record.image_size != manifest.geometry().image_size || record.chunk_count != manifest.chunk_count() as u64 {
-        return Err(Error::corrupt(
-            "a name's record",
-            "it does not agree with the manifest that it names: publish the image again",
-        ));
+        return Err(does_not_agree("it does not agree with the manifest that it names"));
     }
-    Ok(())
+    let manifest = manifest.open(opening.keys, &name.to_string())?;
+    let metadata = ImageMetadata::of(&manifest)?;
+    // The record is in the clear, what is sealed is not. Images that were published before this was sealed have none.
+    if let Some(binding) = &metadata.binding {
+        if binding.name != name.to_string() {
+            return Err(does_not_agree(&format!("it names the manifest of {}", binding.name)));
+        }
+        if (binding.generation, binding.published_at) != (record.generation, record.published_at) {
+            return Err(does_not_agree("it has another generation or time than its manifest"));
+        }
+    }
+    if let Some(seen) = opening.seen {
+        seen.check(store, opening.tenant, name, &record)?;
+    }
+    let store = store.at_root(&record.root)?;
+    Ok(OpenedImage { record, manifest, metadata, store })
 }
 
 /// What is wrong with one chunk of an image.
@@ -170,14 +201,20 @@ fn read_chunk(
     secret: &ChunkSecret,
     plaintext: &mut [u8],
 ) -> Result<(), Error> {
-    let ciphertext = retrying(store.patience(), || store.read_chunk(&record.id, record.stored_length))?;
-    if manifest.suite().id_of(&ciphertext) != record.id {
-        return Err(Error::corrupt(format!("chunk {}", record.id), "its bytes are not those that its id names"));
-    }
+    let ciphertext = read_ciphertext(store, manifest.suite(), record)?;
     manifest
         .suite()
         .open(secret, &ciphertext, plaintext)
         .map_err(|_| Error::corrupt(format!("chunk {}", record.id), "its tag does not match"))
+}
+
+/// Reads one chunk's ciphertext and verifies it by its id. Needs no key.
+pub(crate) fn read_ciphertext(store: &Store, suite: Suite, record: &ChunkRecord) -> Result<Bytes, Error> {
+    let ciphertext = retrying(store.patience(), || store.read_chunk(&record.id, record.stored_length))?;
+    if suite.id_of(&ciphertext) != record.id {
+        return Err(Error::corrupt(format!("chunk {}", record.id), "its bytes are not those that its id names"));
+    }
+    Ok(ciphertext)
 }
 
 /// What is done with a chunk: its record, what opens it, and a buffer of its stored length.

@@ -27,6 +27,28 @@ pub struct NameRecord {
     pub stored_bytes: u64,
     /// How many chunks it has.
     pub chunk_count: u64,
+    /// Counts changes of this object that change nothing else: see `Store::fence_name`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fence: u64,
+    /// Which salt its chunks were published under; records of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<SaltLabel>,
+}
+
+/// What a salt was derived for, besides the root; see docs/format.md.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SaltLabel {
+    /// Counts rotations.
+    pub epoch: u32,
+    /// Zone and popularity class.
+    pub class: String,
+    /// `everyone`, `tenant` or `layer:NAME`.
+    pub scope: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl NameRecord {
@@ -60,6 +82,21 @@ pub struct ImageMetadata {
     pub source_digest: Option<String>,
     /// Bytes of all files.
     pub content_bytes: u64,
+    /// What binds the manifest to its name; manifests of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<NameBinding>,
+}
+
+/// Which name a manifest was published under, and when: sealed, so that a name's record, which is in the clear, cannot be made to
+/// stand for another image or an older one unnoticed.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct NameBinding {
+    /// `name:tag`.
+    pub name: String,
+    /// As in the name's record.
+    pub generation: u64,
+    /// As in the name's record.
+    pub published_at: u64,
 }
 
 impl ImageMetadata {

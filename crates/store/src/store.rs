@@ -1,38 +1,36 @@
-//! A store behind a URL.
+//! A store behind a URL: chunks, manifests, logs of starts. Names are in `names`, roots in `roots`.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt as _;
-use object_store::http::HttpBuilder;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
+use bytes::Bytes;
+use object_store::ObjectStore;
 use snowmelt_chunk::{ChunkId, Manifest, ManifestId};
-use tokio::runtime::Runtime;
-use url::Url;
 
-use crate::records::NameRecord;
+use crate::location::{Location, S3Options};
+use crate::objects::Objects;
 use crate::retry::retrying;
-use crate::{DEFAULT_ROOT, Error, ImageName, local};
+use crate::{DEFAULT_ROOT, Error, local};
 
 /// The manifest of a full image of 16 TiB has 3.3 GB.
 const MOST_MANIFEST_BYTES: u64 = 4 << 30;
 /// The log of a start that reads 2,000 ranges has 60 KB.
 const MOST_START_LOG_BYTES: u64 = 1 << 20;
-/// A name's record has about 500 bytes, and what its publisher called its source.
-const MOST_NAME_BYTES: u64 = 64 << 10;
+/// Keys that a server lists in one answer.
+const LIST_PAGE: u64 = 1000;
 
 /// How to open a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Whether `http://` is allowed. Chunks are verified in any case, but names are not.
     pub allow_http: bool,
-    /// The root to publish under and to read from.
-    pub root: String,
+    /// The root to publish under; the store's active one where it is not set.
+    pub root: Option<String>,
+    /// How S3 is reached.
+    pub s3: S3Options,
     /// The longest that one request may take.
     pub request_timeout: Duration,
     /// How long requests that nobody answers are tried again, at most; zero is one try.
@@ -43,7 +41,8 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             allow_http: false,
-            root: DEFAULT_ROOT.into(),
+            root: None,
+            s3: S3Options::default(),
             request_timeout: Duration::from_secs(30),
             patience: Duration::from_secs(30),
         }
@@ -62,182 +61,110 @@ pub enum PutOutcome {
     Repaired,
 }
 
-/// A name, and its record unless that is damaged.
-pub type ListedName = (ImageName, Result<NameRecord, Error>);
-
 /// Chunks, manifests and names on object storage. May be used from many threads; all calls block.
+#[derive(Clone)]
 pub struct Store {
-    objects: Arc<dyn ObjectStore>,
-    /// Where the store is a directory of this machine.
-    folder: Option<PathBuf>,
-    url: String,
+    objects: Objects,
+    /// The root that chunks are read from and put to.
     root: String,
-    patience: Duration,
-    /// Shared by all roots of one store: connections live in it.
-    runtime: Arc<OnceLock<Runtime>>,
+    /// Whether that root was asked for.
+    asked_root: Option<String>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("url", &self.url).field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Store").field("url", &self.url()).field("root", &self.root).finish_non_exhaustive()
     }
 }
 
 impl Store {
-    /// Opens the store at `url`: `file:///folder` or a plain path (made when something is put), or `https://…` and
-    /// `http://…`, which can only be read.
+    /// Opens the store at `url`: `file:///folder` or a plain path (made when something is put), `s3://bucket/prefix`, `gs://…`,
+    /// `az://…`; or `https://…` and `http://…`, which can only be read.
     ///
     /// # Errors
     /// [`Error::Invalid`] for URLs that cannot be used. Nothing is read yet.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, Error> {
-        let invalid = |why: String| Error::Invalid(format!("the store {url:?} cannot be used: {why}"));
-        check_root(&options.root)?;
-        if let Some(folder) = folder_of(url).map_err(invalid)? {
-            let objects = LocalFileSystem::new().with_fsync(true);
-            return Ok(Self::over(Arc::new(objects), Some(folder), url, options));
-        }
-        let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
-        match parsed.scheme() {
-            "https" => {}
-            "http" if options.allow_http => {}
-            "http" => return Err(invalid("it is plain HTTP: use https, or allow it with --allow-http".into())),
-            scheme => {
-                return Err(invalid(format!(
-                    "no store is reached by {scheme}: use file:///folder, https://… or http://…"
-                )));
-            }
-        }
-        let client = ClientOptions::new()
-            .with_allow_http(true)
-            .with_connect_timeout(Duration::from_secs(5))
-            .with_timeout(options.request_timeout);
-        let objects = HttpBuilder::new()
-            .with_url(url)
-            .with_client_options(client)
-            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
-            .build()
-            .map_err(|error| invalid(error.to_string()))?;
-        Ok(Self::over(Arc::new(objects), None, url, options))
+        Self::at(Location::of(url, options)?, url, options)
     }
 
-    fn over(objects: Arc<dyn ObjectStore>, folder: Option<PathBuf>, url: &str, options: &StoreOptions) -> Self {
-        Self {
-            objects,
-            folder,
-            url: url.into(),
-            root: options.root.clone(),
-            patience: options.patience,
-            runtime: Arc::default(),
-        }
+    fn at(location: Location, url: &str, options: &StoreOptions) -> Result<Self, Error> {
+        let root = options.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into());
+        check_root(&root)?;
+        let objects = Objects::new(location, url, options.patience);
+        Ok(Self { objects, root, asked_root: options.root.clone() })
     }
 
     /// A store over any `object_store`, for tests that inject faults.
+    ///
+    /// # Panics
+    /// Where the options name a root that is none.
     pub fn over_objects(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> Self {
-        Self::over(objects, None, "memory:", options)
+        let location = Location { objects, folder: None, is_object_storage: true };
+        Self::at(location, "memory:", options).expect("a root's name")
     }
 
-    /// The same store with another root to publish under and to read chunks from: that of a name's record.
+    /// The same store with another root to read chunks from and to put them to: that of a name's record.
     ///
     /// # Errors
     /// [`Error::Invalid`] where that is no root's name.
     pub fn at_root(&self, root: &str) -> Result<Self, Error> {
         check_root(root)?;
-        Ok(Self {
-            objects: Arc::clone(&self.objects),
-            folder: self.folder.clone(),
-            url: self.url.clone(),
-            root: root.into(),
-            patience: self.patience,
-            runtime: Arc::clone(&self.runtime),
-        })
+        Ok(Self { root: root.into(), ..self.clone() })
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
     }
 
     /// The URL it was opened with.
     pub fn url(&self) -> &str {
-        &self.url
+        self.objects.url()
     }
 
-    /// The root that it publishes under and reads from.
+    /// The root that it reads chunks from and puts them to.
     pub fn root(&self) -> &str {
         &self.root
     }
 
+    /// The root that was asked for when it was opened.
+    pub fn asked_root(&self) -> Option<&str> {
+        self.asked_root.as_deref()
+    }
+
     /// How long requests are tried again.
     pub(crate) fn patience(&self) -> Duration {
-        self.patience
+        self.objects.patience()
     }
 
     /// Whether it is a directory of this machine, where a read costs no round trip.
     pub fn is_local(&self) -> bool {
-        self.folder.is_some()
+        self.objects.folder().is_some()
     }
 
-    /// Runs one asynchronous operation. The runtime is made when first needed: most starts from a warm cache never do.
-    fn wait<T>(&self, operation: impl Future<Output = T>) -> T {
-        self.runtime
-            .get_or_init(|| {
-                tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(1)
-                    .enable_all()
-                    .thread_name("snowmelt-store")
-                    .build()
-                    .expect("the system can make one more thread")
-            })
-            .block_on(operation)
+    /// Whether it takes objects and lists them; plain web servers only give them.
+    pub fn is_object_storage(&self) -> bool {
+        self.objects.is_object_storage()
     }
 
-    /// An object's path. A local store is rooted at `/`, so that a folder that does not exist yet needs no special case.
-    fn path(&self, relative: &str) -> Path {
-        match &self.folder {
-            Some(folder) => Path::from_absolute_path(folder.join(relative)).expect("the folder is absolute"),
-            None => Path::from(relative),
-        }
+    /// The store's clock, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Those of putting an object.
+    pub fn now(&self) -> Result<std::time::SystemTime, Error> {
+        self.objects.now()
     }
 
-    fn chunk_path(&self, id: &ChunkId) -> String {
+    pub(crate) fn chunk_path(root: &str, id: &ChunkId) -> String {
         let id = id.to_string();
-        format!("roots/{}/chunks/{}/{id}", self.root, &id[..2])
+        format!("roots/{root}/chunks/{}/{id}", &id[..2])
     }
 
-    fn manifest_path(root: &str, tenant: &str, id: &ManifestId) -> String {
+    pub(crate) fn manifest_path(root: &str, tenant: &str, id: &ManifestId) -> String {
         format!("roots/{root}/manifests/{tenant}/{id}")
     }
 
-    fn name_path(tenant: &str, name: &ImageName) -> String {
-        format!("names/{tenant}/{}/{}", name.folder(), name.tag())
-    }
-
-    fn error(&self, operation: &'static str, subject: &str, error: object_store::Error) -> Error {
-        match error {
-            object_store::Error::NotFound { .. } => self.not_found(subject, ""),
-            object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
-                Error::Invalid(format!("{operation} {subject}: the store {} can only be read", self.url))
-            }
-            error if refused_method(&error) => {
-                let what = if operation == "list" {
-                    "lists nothing: ask for an image by its name"
-                } else {
-                    "can only be read"
-                };
-                Error::Invalid(format!("{operation} {subject}: the store {} {what}", self.url))
-            }
-            // What a file system refuses it will refuse again; what a server refuses may be a bad moment.
-            object_store::Error::Generic { source, .. } if self.folder.is_some() => Error::Io {
-                operation,
-                path: self.folder.clone().unwrap_or_default(),
-                source: std::io::Error::other(source),
-            },
-            error => Error::Unavailable {
-                operation,
-                subject: subject.into(),
-                store: self.url.clone(),
-                source: Box::new(error),
-            },
-        }
-    }
-
-    fn not_found(&self, subject: &str, hint: &str) -> Error {
-        Error::NotFound { subject: subject.into(), store: self.url.clone(), hint: hint.into() }
+    pub(crate) fn starts_path(root: &str, tenant: &str, id: &ManifestId) -> String {
+        format!("roots/{root}/starts/{tenant}/{id}")
     }
 
     /// Puts a chunk even where one is there already, since that one is damaged.
@@ -245,64 +172,118 @@ impl Store {
     /// # Errors
     /// As [`Store::put_chunk`].
     pub fn replace_chunk(&self, id: &ChunkId, ciphertext: &[u8]) -> Result<(), Error> {
-        let path = self.chunk_path(id);
-        if let Some(folder) = &self.folder {
+        let path = Self::chunk_path(&self.root, id);
+        if let Some(folder) = self.objects.folder() {
             return local::replace(&folder.join(path), ciphertext);
         }
-        let subject = format!("chunk {id}");
-        let path = self.path(&path);
-        retrying(self.patience, || {
-            self.wait(self.objects.put(&path, Bytes::copy_from_slice(ciphertext).into()))
-                .map(drop)
-                .map_err(|error| self.error("put", &subject, error))
-        })
+        self.objects.put(&path, &format!("chunk {id}"), &Bytes::copy_from_slice(ciphertext))
     }
 
     /// Puts a chunk unless it is there. Whether it reached the disk is only known after [`Store::sync`].
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Io`].
+    /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`].
     pub fn put_chunk(&self, id: &ChunkId, ciphertext: &[u8]) -> Result<PutOutcome, Error> {
-        let path = self.chunk_path(id);
-        if let Some(folder) = &self.folder {
+        let path = Self::chunk_path(&self.root, id);
+        if let Some(folder) = self.objects.folder() {
             return local::put_if_absent(&folder.join(path), ciphertext);
         }
         let subject = format!("chunk {id}");
-        let path = self.path(&path);
-        retrying(self.patience, || {
-            // Asking first saves the upload of what is there already, which is most of an image.
-            match self.wait(self.objects.head(&path)) {
-                Ok(found) if found.size == ciphertext.len() as u64 => return Ok(PutOutcome::AlreadyThere),
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(self.error("look up", &subject, error)),
+        // Asking first saves the upload of what is there already, which is most of an image.
+        match self.objects.head(&path, &subject)? {
+            Some(found) if found.bytes == ciphertext.len() as u64 => return Ok(PutOutcome::AlreadyThere),
+            Some(_) => {
+                self.replace_chunk(id, ciphertext)?;
+                return Ok(PutOutcome::New);
             }
-            // Content-addressed: whoever puts it last puts the same bytes.
-            self.wait(self.objects.put(&path, Bytes::copy_from_slice(ciphertext).into()))
-                .map(|_| PutOutcome::New)
-                .map_err(|error| self.error("put", &subject, error))
+            None => {}
+        }
+        self.put_new_chunk(id, ciphertext)
+    }
+
+    /// Puts a chunk that most likely is not there: without asking first. One that is there stays.
+    ///
+    /// # Errors
+    /// As [`Store::put_chunk`].
+    pub fn put_new_chunk(&self, id: &ChunkId, ciphertext: &[u8]) -> Result<PutOutcome, Error> {
+        let path = Self::chunk_path(&self.root, id);
+        if let Some(folder) = self.objects.folder() {
+            return local::put_if_absent(&folder.join(path), ciphertext);
+        }
+        let bytes = Bytes::copy_from_slice(ciphertext);
+        let is_new = self.objects.put_if_absent(&path, &format!("chunk {id}"), &bytes)?;
+        Ok(if is_new { PutOutcome::New } else { PutOutcome::AlreadyThere })
+    }
+
+    /// Whether a chunk of that length is there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub fn has_chunk(&self, id: &ChunkId, stored_length: u32) -> Result<bool, Error> {
+        let found = self.objects.head(&Self::chunk_path(&self.root, id), &format!("chunk {id}"))?;
+        Ok(found.is_some_and(|found| found.bytes == u64::from(stored_length)))
+    }
+
+    /// Which chunks its root has, if to list them takes fewer requests than to ask for `wanted` chunks one by one, which is so
+    /// unless the store is much larger than the image. In a folder asking costs no round trip, so it is never listed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub fn known_chunks(&self, wanted: u64) -> Result<Option<HashSet<ChunkId>>, Error> {
+        if self.is_local() || !self.is_object_storage() {
+            return Ok(None);
+        }
+        let folder = format!("roots/{}/chunks", self.root);
+        // Ids are spread evenly, so the first page tells how many pages there are.
+        let mut known = HashSet::new();
+        let (mut pages, mut too_many) = (0_u32, false);
+        self.objects.list_each(&folder, None, &mut |listed| {
+            let Some(id) = id_of(&listed.path) else { return true };
+            known.insert(id);
+            if (known.len() as u64).is_multiple_of(LIST_PAGE) {
+                pages += 1;
+                let share = f64::from(u16::from_be_bytes([id.0[0], id.0[1]]).max(1)) / 65536.0;
+                too_many = f64::from(pages) / share > (wanted.max(16) / 2) as f64;
+            }
+            !too_many
+        })?;
+        Ok(if too_many { None } else { Some(known) })
+    }
+
+    /// Every chunk of its root, with its stored length.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn each_chunk(&self, each: &mut dyn FnMut(ChunkId, u64)) -> Result<(), Error> {
+        self.objects.list_each(&format!("roots/{}/chunks", self.root), None, &mut |listed| {
+            if let Some(id) = id_of(&listed.path) {
+                each(id, listed.bytes);
+            }
+            true
         })
     }
 
     /// Removes what publishers that were killed left under draft names. Only a directory of this machine has such.
     pub fn remove_abandoned_drafts(&self) {
-        if let Some(folder) = &self.folder {
+        if let Some(folder) = self.objects.folder() {
             local::remove_abandoned_drafts(&folder.join("roots").join(&self.root).join("chunks"));
         }
     }
 
-    /// Finds out whether the store can be written, before work is done for it: a web server may give and not take.
+    /// Finds out whether the store can be written, before work is done for it: a web server may give and not take, a bucket may
+    /// not be there, credentials may be wrong.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it can only be read, and those of [`Store::put_chunk`].
+    /// [`Error::Invalid`] where it can only be read, [`Error::Refused`], and those of [`Store::put_chunk`].
     pub fn check_writable(&self) -> Result<(), Error> {
-        if self.folder.is_some() {
+        if self.is_local() {
             return Ok(());
         }
         // Removing what is not there changes nothing, whoever answers.
         let nothing = format!("roots/{}/chunks/00/writable", self.root);
-        match self.remove(&nothing, "anything") {
+        match self.objects.delete(&nothing, "anything") {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(Error::Invalid(_)) => Err(Error::Invalid(format!("the store {} can only be read", self.url))),
+            Err(Error::Invalid(_)) => Err(Error::Invalid(format!("the store {} can only be read", self.url()))),
             Err(error) => Err(error),
         }
     }
@@ -312,7 +293,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync(&self) -> Result<(), Error> {
-        match &self.folder {
+        match self.objects.folder() {
             Some(folder) if folder.exists() => local::sync(folder),
             _ => Ok(()),
         }
@@ -322,10 +303,10 @@ impl Store {
     /// verify. One try, no more: who reads on behalf of a device has a deadline of its own.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Corrupt`] for another length, [`Error::Unavailable`].
+    /// [`Error::NotFound`], [`Error::Corrupt`] for another length, [`Error::Unavailable`], [`Error::Refused`].
     pub fn read_chunk(&self, id: &ChunkId, stored_length: u32) -> Result<Bytes, Error> {
         let subject = format!("chunk {id}");
-        let bytes = self.get(&self.chunk_path(id), &subject, u64::from(stored_length))?;
+        let bytes = self.objects.get(&Self::chunk_path(&self.root, id), &subject, u64::from(stored_length))?;
         if bytes.len() != stored_length as usize {
             let found = bytes.len();
             return Err(Error::corrupt(
@@ -336,57 +317,25 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Reads a whole object of at most `most` bytes. One try.
-    fn get(&self, path: &str, subject: &str, most: u64) -> Result<Bytes, Error> {
-        let too_long = || Error::corrupt(subject, format!("it is longer than {most} bytes"));
-        if let Some(folder) = &self.folder {
-            // Without a detour over the runtime of `object_store`: most starts read nothing but two small files.
-            let path = folder.join(path);
-            return match local::read(&path, usize::try_from(most).unwrap_or(usize::MAX)) {
-                Ok(bytes) if bytes.len() as u64 > most => Err(too_long()),
-                Ok(bytes) => Ok(bytes.into()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.not_found(subject, "")),
-                Err(error) => Err(Error::io("read", path)(error)),
-            };
-        }
-        let path = self.path(path);
-        let read = self.wait(async {
-            let mut found = self.objects.get(&path).await?.into_stream();
-            let mut bytes = BytesMut::new();
-            while let Some(part) = found.try_next().await? {
-                bytes.extend_from_slice(&part);
-                if bytes.len() as u64 > most {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(bytes.freeze()))
-        });
-        read.map_err(|error| self.error("read", subject, error))?.ok_or_else(too_long)
-    }
-
     /// Puts a manifest under its id.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
+    /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<ManifestId, Error> {
         let id = manifest.id();
-        let path = self.path(&Self::manifest_path(&self.root, manifest.tenant(), &id));
-        let bytes = Bytes::copy_from_slice(manifest.as_bytes());
-        retrying(self.patience, || {
-            self.wait(self.objects.put(&path, bytes.clone().into()))
-                .map_err(|error| self.error("put", &format!("manifest {id}"), error))
-        })?;
+        let path = Self::manifest_path(&self.root, manifest.tenant(), &id);
+        self.objects.put(&path, &format!("manifest {id}"), &Bytes::copy_from_slice(manifest.as_bytes()))?;
         Ok(id)
     }
 
     /// Reads a manifest and checks that it is the one that the id names.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Unavailable`], and those of [`Manifest::decode`].
+    /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Unavailable`], [`Error::Refused`], and those of [`Manifest::decode`].
     pub fn read_manifest(&self, root: &str, tenant: &str, id: &ManifestId) -> Result<Manifest, Error> {
         let subject = format!("manifest {id}");
         let path = Self::manifest_path(root, tenant, id);
-        let bytes = retrying(self.patience, || self.get(&path, &subject, MOST_MANIFEST_BYTES))?;
+        let bytes = retrying(self.patience(), || self.objects.get(&path, &subject, MOST_MANIFEST_BYTES))?;
         if ManifestId::of(&bytes) != *id {
             return Err(Error::corrupt(subject, "its bytes are not those that its id names"));
         }
@@ -397,10 +346,19 @@ impl Store {
         Ok(manifest)
     }
 
+    /// Whether a root has a manifest.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub fn has_manifest(&self, root: &str, tenant: &str, id: &ManifestId) -> Result<bool, Error> {
+        let path = Self::manifest_path(root, tenant, id);
+        Ok(self.objects.head(&path, &format!("manifest {id}"))?.is_some())
+    }
+
     /// Where the logs of starts of a tenant's images lie, beside its manifests, if the store is a directory of this machine. What
     /// is in a log is for who writes it.
     pub fn starts_folder(&self, tenant: &str) -> Option<PathBuf> {
-        self.folder.as_ref().map(|folder| folder.join(format!("roots/{}/starts/{tenant}", self.root)))
+        self.objects.folder().map(|folder| folder.join(format!("roots/{}/starts/{tenant}", self.root)))
     }
 
     /// Reads the log of a start. It is only advice, so there is one try.
@@ -408,105 +366,33 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] where there is none, [`Error::Corrupt`] where it is over a MiB, [`Error::Unavailable`].
     pub fn read_start_log(&self, tenant: &str, manifest: &ManifestId, log: &str) -> Result<Bytes, Error> {
-        let path = format!("roots/{}/starts/{tenant}/{manifest}/{log}", self.root);
-        self.get(&path, &format!("start log {log} of manifest {manifest}"), MOST_START_LOG_BYTES)
+        let path = format!("{}/{log}", Self::starts_path(&self.root, tenant, manifest));
+        self.objects.get(&path, &format!("start log {log} of manifest {manifest}"), MOST_START_LOG_BYTES)
     }
 
-    /// Makes a name stand for what the record says. Readers see the old record or the new one, never a mixture.
+    /// Puts the log of a start, whatever was there.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
-    pub fn put_name(&self, tenant: &str, name: &ImageName, record: &NameRecord) -> Result<(), Error> {
-        let path = self.path(&Self::name_path(tenant, name));
-        let bytes = Bytes::from(serde_json::to_vec_pretty(record).expect("a record of plain fields is JSON"));
-        retrying(self.patience, || {
-            self.wait(self.objects.put(&path, bytes.clone().into()))
-                .map(|_| ())
-                .map_err(|error| self.error("put", &format!("name {name}"), error))
-        })
+    /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
+    pub fn put_start_log(&self, tenant: &str, manifest: &ManifestId, log: &str, text: &str) -> Result<(), Error> {
+        let path = format!("{}/{log}", Self::starts_path(&self.root, tenant, manifest));
+        let subject = format!("start log {log} of manifest {manifest}");
+        self.objects.put(&path, &subject, &Bytes::copy_from_slice(text.as_bytes()))
     }
 
-    /// What a name stands for.
+    /// The names of the logs of starts of an image.
     ///
     /// # Errors
-    /// [`Error::NotFound`] with what to do, [`Error::Corrupt`], [`Error::Unavailable`].
-    pub fn read_name(&self, tenant: &str, name: &ImageName) -> Result<NameRecord, Error> {
-        let subject = format!("image {name} of tenant {tenant:?}");
-        let path = Self::name_path(tenant, name);
-        match retrying(self.patience, || self.get(&path, &subject, MOST_NAME_BYTES)) {
-            Err(Error::NotFound { .. }) => {
-                Err(self.not_found(&subject, ": `snowmelt images` lists what is, `snowmelt publish` adds"))
-            }
-            Err(error) => Err(error),
-            Ok(bytes) => NameRecord::decode(&subject, &bytes),
-        }
-    }
-
-    /// Removes a name. Its manifest and chunks stay.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Unavailable`], [`Error::Io`].
-    pub fn remove_name(&self, tenant: &str, name: &ImageName) -> Result<(), Error> {
-        let subject = format!("image {name} of tenant {tenant:?}");
-        match self.remove(&Self::name_path(tenant, name), &subject) {
-            Err(Error::NotFound { .. }) => Err(self.not_found(&subject, ": `snowmelt images` lists what is")),
-            result => result,
-        }
-    }
-
-    fn remove(&self, path: &str, subject: &str) -> Result<(), Error> {
-        let path = self.path(path);
-        retrying(self.patience, || {
-            self.wait(self.objects.delete(&path)).map_err(|error| self.error("remove", subject, error))
-        })
-    }
-
-    /// All names of a tenant with their records, by name. A record that cannot be read ([`Error::Corrupt`]) is an error of its
-    /// own and not of the list, so that one bad file does not hide all others.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Io`], [`Error::Invalid`] where the store does not list.
-    pub fn list_names(&self, tenant: &str) -> Result<Vec<ListedName>, Error> {
-        let prefix = format!("names/{tenant}");
-        let at = self.path(&prefix);
-        let found: Vec<_> = retrying(self.patience, || match self.wait(self.objects.list(Some(&at)).try_collect()) {
-            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
-            result => result.map_err(|error| self.error("list", &format!("names of tenant {tenant:?}"), error)),
-        })?;
-        let mut names = Vec::new();
-        for object in found {
-            let parts: Vec<_> = object.location.parts().collect();
-            let [.., folder, tag] = parts.as_slice() else { continue };
-            let Some(name) = ImageName::from_path(folder.as_ref(), tag.as_ref()) else { continue };
-            match self.read_name(tenant, &name) {
-                // Removed since it was listed.
-                Err(Error::NotFound { .. }) => {}
-                Err(error @ Error::Corrupt { .. }) => names.push((name, Err(error))),
-                record => names.push((name, Ok(record?))),
-            }
-        }
-        names.sort_by(|(a, _): &ListedName, (b, _)| a.cmp(b));
-        Ok(names)
+    /// Those of listing.
+    pub fn list_start_logs(&self, tenant: &str, manifest: &ManifestId) -> Result<Vec<String>, Error> {
+        let listed = self.objects.list(&Self::starts_path(&self.root, tenant, manifest))?;
+        Ok(listed.into_iter().filter_map(|log| Some(log.path.rsplit_once('/')?.1.to_owned())).collect())
     }
 }
 
-/// Whether a server said that it does not do such a thing at all (405, 501), as plain web servers do where they are asked to
-/// list or to write.
-fn refused_method(error: &object_store::Error) -> bool {
-    let object_store::Error::Generic { source, .. } = error else { return false };
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
-    while let Some(error) = next {
-        // The library keeps the status in its text only.
-        let text = error.to_string();
-        if ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"]
-            .iter()
-            .any(|it| text.contains(it))
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+/// The chunk that an object's path names.
+fn id_of(path: &str) -> Option<ChunkId> {
+    path.rsplit_once('/')?.1.parse().ok()
 }
 
 /// Roots are parts of paths.
@@ -516,32 +402,6 @@ pub(crate) fn check_root(root: &str) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Invalid(format!("{root:?} is not a root's name: 1 to 64 of a-z, 0-9 and '-'")))
-}
-
-/// The folder that a URL names, absolute; `None` where it names a server.
-fn folder_of(url: &str) -> Result<Option<PathBuf>, String> {
-    let path = if let Some(path) = url.strip_prefix("file://") {
-        if !path.starts_with('/') {
-            return Err("a file URL has three slashes: file:///folder".into());
-        }
-        Url::parse(url)
-            .map_err(|error| error.to_string())?
-            .to_file_path()
-            .map_err(|()| "it does not name a folder of this machine".to_string())?
-    } else if url.contains("://") {
-        return Ok(None);
-    } else if url.is_empty() {
-        return Err("it is empty".into());
-    } else {
-        std::path::absolute(FilePath::new(url)).map_err(|error| error.to_string())?
-    };
-    if path.to_str().is_none() {
-        return Err("its path is not UTF-8".into());
-    }
-    if path.exists() && !path.is_dir() {
-        return Err(format!("{} is not a folder", path.display()));
-    }
-    Ok(Some(path))
 }
 
 #[cfg(test)]

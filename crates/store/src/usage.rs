@@ -1,6 +1,6 @@
-//! What images take: logical, stored, shared, unique.
+//! What images take: logical, stored, shared, unique; by image and by tenant.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use snowmelt_chunk::ChunkId;
 
@@ -9,6 +9,8 @@ use crate::{Error, ImageName, NameRecord, Store};
 /// What one image takes.
 #[derive(Clone, Debug)]
 pub struct ImageUsage {
+    /// Whose it is.
+    pub tenant: String,
     /// Its name.
     pub name: ImageName,
     /// Its record.
@@ -19,72 +21,119 @@ pub struct ImageUsage {
     pub unique_bytes: u64,
 }
 
-/// What all images of a tenant take.
+/// What the images of one tenant take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantUsage {
+    /// Its name.
+    pub tenant: String,
+    /// How many images.
+    pub images: u64,
+    /// Bytes of all images' chunks, as if nothing were shared.
+    pub logical_bytes: u64,
+    /// Bytes of its distinct chunks.
+    pub stored_bytes: u64,
+    /// Bytes of chunks that no other tenant has.
+    pub unique_bytes: u64,
+}
+
+/// What images take.
 #[derive(Debug, Default)]
 pub struct Usage {
-    /// Every image.
+    /// Every image, by tenant and name.
     pub images: Vec<ImageUsage>,
+    /// Every tenant.
+    pub tenants: Vec<TenantUsage>,
     /// Bytes of all images' chunks, as if nothing were shared.
     pub logical_bytes: u64,
     /// Bytes of all distinct chunks.
     pub stored_bytes: u64,
     /// How many distinct chunks.
     pub chunks: u64,
-    /// Images whose record or manifest is missing or damaged, with what is wrong. They are not in the sums.
-    pub damaged: Vec<(ImageName, Error)>,
+    /// In how many images the chunk is that most images have: so many suffer if it is lost.
+    pub most_shared_images: u64,
+    /// Bytes of chunks that all of `together` have and no other image has: what removing those images would free in the end.
+    pub freed_bytes: u64,
+    /// Images whose record or manifest is missing or damaged, as `tenant` and name, with what is wrong. They are not in the sums.
+    pub damaged: Vec<(String, ImageName, Error)>,
 }
 
-/// Reads the manifests of all images of a tenant and counts. Needs no keys.
+/// Reads the manifests of all images of the tenants and counts. Needs no keys. `together` are images that one thinks of removing.
+///
+/// Chunks are one chunk where they have one id in one root: a chunk that lies in two roots is stored twice.
 ///
 /// # Errors
 /// Those of listing and of reading a manifest.
-pub fn usage(store: &Store, tenant: &str) -> Result<Usage, Error> {
+pub fn usage(store: &Store, tenants: &[String], together: &[(String, ImageName)]) -> Result<Usage, Error> {
     struct Seen {
         length: u64,
-        /// The only image that has it, or none if several have.
-        owner: Option<usize>,
+        images: u32,
+        /// The only image and the only tenant that have it, or none if several have.
+        image: Option<usize>,
+        tenant: Option<usize>,
+        /// Whether an image has it that would stay.
+        stays: bool,
     }
-    let mut seen: HashMap<ChunkId, Seen> = HashMap::new();
-    let (mut names, mut totals) = (Vec::new(), Vec::new());
+    let mut seen: HashMap<(String, ChunkId), Seen> = HashMap::new();
     let mut usage = Usage::default();
-    for (name, record) in store.list_names(tenant)? {
-        let read = record.and_then(|record| {
-            let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
-            Ok((record, manifest))
-        });
-        let (record, manifest) = match read {
-            Ok(read) => read,
-            Err(error @ (Error::Corrupt { .. } | Error::NotFound { .. } | Error::Chunk(_))) => {
-                usage.damaged.push((name, error));
-                continue;
+    for (tenant_index, tenant) in tenants.iter().enumerate() {
+        let mut of_tenant = TenantUsage { tenant: tenant.clone(), ..TenantUsage::default() };
+        let mut tenant_has = HashSet::new();
+        for (name, record) in store.list_names(tenant)? {
+            let read = record.and_then(|record| {
+                let manifest = store.read_manifest(&record.root, tenant, &record.manifest_id()?)?;
+                Ok((record, manifest))
+            });
+            let (record, manifest) = match read {
+                Ok(read) => read,
+                Err(error @ (Error::Corrupt { .. } | Error::NotFound { .. } | Error::Chunk(_))) => {
+                    usage.damaged.push((tenant.clone(), name, error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let index = usage.images.len();
+            let goes = together.iter().any(|(other, image)| other == tenant && *image == name);
+            let mut distinct: HashMap<ChunkId, u64> = HashMap::new();
+            for chunk in manifest.records() {
+                distinct.insert(chunk.id, u64::from(chunk.stored_length));
+                of_tenant.logical_bytes += u64::from(chunk.stored_length);
             }
-            Err(error) => return Err(error),
-        };
-        let index = names.len();
-        names.push((name, record));
-        let mut distinct: HashMap<ChunkId, u64> = HashMap::new();
-        for chunk in manifest.records() {
-            distinct.insert(chunk.id, u64::from(chunk.stored_length));
-            usage.logical_bytes += u64::from(chunk.stored_length);
+            let stored_bytes = distinct.values().sum();
+            for (id, length) in distinct {
+                if tenant_has.insert((record.root.clone(), id)) {
+                    of_tenant.stored_bytes += length;
+                }
+                let seen = seen.entry((record.root.clone(), id)).or_insert(Seen {
+                    length,
+                    images: 0,
+                    image: Some(index),
+                    tenant: Some(tenant_index),
+                    stays: false,
+                });
+                seen.images += 1;
+                seen.image = seen.image.filter(|image| *image == index);
+                seen.tenant = seen.tenant.filter(|tenant| *tenant == tenant_index);
+                seen.stays |= !goes;
+            }
+            of_tenant.images += 1;
+            usage.images.push(ImageUsage { tenant: tenant.clone(), name, record, stored_bytes, unique_bytes: 0 });
         }
-        totals.push(distinct.values().sum::<u64>());
-        for (id, length) in distinct {
-            seen.entry(id).and_modify(|seen| seen.owner = None).or_insert(Seen { length, owner: Some(index) });
-        }
+        usage.logical_bytes += of_tenant.logical_bytes;
+        usage.tenants.push(of_tenant);
     }
-    let mut unique = vec![0; names.len()];
     for chunk in seen.values() {
         usage.stored_bytes += chunk.length;
-        if let Some(owner) = chunk.owner {
-            unique[owner] += chunk.length;
+        usage.most_shared_images = usage.most_shared_images.max(u64::from(chunk.images));
+        if let Some(image) = chunk.image {
+            usage.images[image].unique_bytes += chunk.length;
+        }
+        if let Some(tenant) = chunk.tenant {
+            usage.tenants[tenant].unique_bytes += chunk.length;
+        }
+        if !chunk.stays {
+            usage.freed_bytes += chunk.length;
         }
     }
     usage.chunks = seen.len() as u64;
-    usage.images = names
-        .into_iter()
-        .zip(totals)
-        .zip(unique)
-        .map(|(((name, record), stored_bytes), unique_bytes)| ImageUsage { name, record, stored_bytes, unique_bytes })
-        .collect();
     Ok(usage)
 }

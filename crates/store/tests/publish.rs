@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use snowmelt_chunk::{LocalKeys, Salt, Suite};
+use snowmelt_chunk::{LocalKeys, Scope, Suite};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::readback::{export, open_image, verify};
+use snowmelt_store::readback::{Opening, export, open_image, verify};
 use snowmelt_store::{
-    BlockSource, Error, ImageMetadata, ImageName, PublishOptions, Store, StoreOptions, publish, usage,
+    BlockSource, Error, ImageMetadata, ImageName, PublishOptions, Sharing, Store, StoreOptions, publish, usage,
 };
 
 const CHUNK: u32 = 16 << 10;
@@ -48,6 +48,10 @@ impl BlockSource for Source {
     }
 }
 
+fn opening(keys: &LocalKeys) -> Opening<'_> {
+    Opening { tenant: "default", keys, seen: None }
+}
+
 struct Place {
     folder: tempfile::TempDir,
     store: Store,
@@ -64,17 +68,19 @@ fn place() -> Place {
 
 impl Place {
     fn publish(&self, name: &str, source: &Source, suite: Suite) -> Result<snowmelt_store::Published, Error> {
-        let metadata = ImageMetadata { config: ImageConfig::default(), source_digest: None, content_bytes: 1 };
+        let metadata =
+            ImageMetadata { config: ImageConfig::default(), source_digest: None, content_bytes: 1, binding: None };
         let name: ImageName = name.parse().unwrap();
-        let salt = Salt::from_bytes([1; 32]);
+        let sharing = Sharing { secret: &[1; 32], scope: Scope::Everyone, zone: String::new(), class: String::new() };
         let options = PublishOptions {
             tenant: "default",
             name: &name,
             source: "test",
             suite,
-            salt: &salt,
+            sharing: &sharing,
             keys: &self.keys,
             repair: self.repair,
+            hide_existing: false,
             threads: 4,
             progress: None,
         };
@@ -82,7 +88,7 @@ impl Place {
     }
 
     fn export(&self, name: &str) -> Vec<u8> {
-        let image = open_image(&self.store, "default", &name.parse().unwrap(), &self.keys).unwrap();
+        let image = open_image(&self.store, &name.parse().unwrap(), &opening(&self.keys)).unwrap();
         let path = self.folder.path().join("exported");
         export(&self.store, &image.manifest, &path, 3, &|_| {}).unwrap();
         let bytes = fs::read(&path).unwrap();
@@ -146,7 +152,7 @@ fn a_second_publish_of_the_same_bytes_stores_nothing_new() {
     assert_eq!((second.new_chunks, second.record.chunk_count, second.record.generation), (0, 10, 2));
     let other = place.publish("b", &Source::new([noise(40), vec![5; 4096]].concat()), Suite::default()).unwrap();
     assert_eq!((other.new_chunks, other.new_bytes), (1, 4096));
-    let usage = usage(&place.store, "default").unwrap();
+    let usage = usage(&place.store, &["default".to_owned()], &[]).unwrap();
     assert_eq!((usage.chunks, usage.logical_bytes, usage.stored_bytes), (11, 81 * 4096, 41 * 4096));
     assert_eq!(usage.images.iter().map(|image| image.unique_bytes).collect::<Vec<_>>(), [0, 4096]);
 }
@@ -198,7 +204,7 @@ fn every_damage_is_found_and_mended_by_publishing_again() {
     fs::write(&files[0], bytes).unwrap();
     fs::write(&files[1], b"short").unwrap();
     fs::remove_file(&files[2]).unwrap();
-    let image = open_image(&place.store, "default", &"a".parse().unwrap(), &place.keys).unwrap();
+    let image = open_image(&place.store, &"a".parse().unwrap(), &opening(&place.keys)).unwrap();
     let verified = verify(&place.store, &image.manifest, 2, &|_| {}).unwrap();
     assert_eq!((verified.chunks, verified.damage.len()), (10, 3));
     let damaged: Vec<_> = verified.damage.iter().map(|damage| damage.record.id.to_string()).collect();
@@ -212,7 +218,7 @@ fn every_damage_is_found_and_mended_by_publishing_again() {
     // Length tells two of them; the flipped bit needs its file to be removed first.
     fs::remove_file(&files[0]).unwrap();
     place.publish("a", &Source::new(noise(40)), Suite::Sha256Ctr).unwrap();
-    let image = open_image(&place.store, "default", &"a".parse().unwrap(), &place.keys).unwrap();
+    let image = open_image(&place.store, &"a".parse().unwrap(), &opening(&place.keys)).unwrap();
     assert!(verify(&place.store, &image.manifest, 2, &|_| {}).unwrap().damage.is_empty());
 }
 
@@ -223,15 +229,16 @@ fn a_record_cannot_pass_off_another_image() {
     let name: ImageName = "a".parse().unwrap();
     let mut record = place.store.read_name("default", &name).unwrap();
     record.chunk_count += 1;
-    place.store.put_name("default", &name, &record).unwrap();
-    assert!(matches!(open_image(&place.store, "default", &name, &place.keys), Err(Error::Corrupt { .. })));
+    let path = place.folder.path().join("store/names/default/a/latest");
+    fs::write(path, serde_json::to_vec(&record).unwrap()).unwrap();
+    assert!(matches!(open_image(&place.store, &name, &opening(&place.keys)), Err(Error::Corrupt { .. })));
 }
 
 #[test]
 fn export_does_not_overwrite() {
     let place = place();
     place.publish("a", &Source::new(noise(4)), Suite::default()).unwrap();
-    let image = open_image(&place.store, "default", &"a".parse().unwrap(), &place.keys).unwrap();
+    let image = open_image(&place.store, &"a".parse().unwrap(), &opening(&place.keys)).unwrap();
     let path = place.folder.path().join("precious");
     fs::write(&path, b"precious").unwrap();
     assert!(export(&place.store, &image.manifest, &path, 2, &|_| {}).is_err());
@@ -246,7 +253,7 @@ fn an_image_of_another_root_is_read_from_there() {
     elsewhere.publish("a", &Source::new(noise(8)), Suite::default()).unwrap();
     let Place { folder, keys, .. } = elsewhere;
     let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
-    let image = open_image(&store, "default", &"a".parse().unwrap(), &keys).unwrap();
+    let image = open_image(&store, &"a".parse().unwrap(), &opening(&keys)).unwrap();
     assert!(verify(&image.store, &image.manifest, 2, &|_| {}).unwrap().damage.is_empty());
 }
 

@@ -31,12 +31,12 @@ impl ManifestBuilder {
     }
 
     /// Seals the manifest of `tenant`'s `image`, a full name, under a fresh data key from `keys`. `metadata` (at most 8 MiB) is
-    /// sealed with it.
+    /// sealed with it. May be called again, for other metadata.
     ///
     /// # Errors
     /// Those of the key service, and [`Error::BadManifest`] for chunks that overlap or do not fit the geometry.
     pub fn seal(
-        mut self,
+        &mut self,
         tenant: &str,
         image: &str,
         metadata: &[u8],

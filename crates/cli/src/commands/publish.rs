@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
-use snowmelt_chunk::{DEFAULT_CHUNK_SIZE, Salt, SaltDomain, Scope};
+use snowmelt_chunk::{DEFAULT_CHUNK_SIZE, Scope};
 use snowmelt_image::{
     FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, flatten,
     flatten_directory, open, suggested_name,
 };
-use snowmelt_store::{ImageMetadata, ImageName, PublishOptions, PublishProgress, publish as publish_chunks};
+use snowmelt_store::{ImageMetadata, ImageName, PublishOptions, PublishProgress, Sharing, publish as publish_chunks};
 
 use crate::app::App;
 use crate::args::PublishArgs;
@@ -26,10 +26,8 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
     let store = app.store()?;
     store.check_writable()?;
     let keys = app.local_keys();
-    let salt = Salt::derive(
-        &*keys.salt_secret()?,
-        &SaltDomain { root: store.root().into(), epoch: 0, class: String::new(), scope: Scope::Everyone },
-    );
+    let secret = keys.salt_secret()?;
+    let sharing = Sharing { secret: &secret, scope: Scope::Everyone, zone: String::new(), class: String::new() };
     let image = read_source(app, args)?;
     let reading = started.elapsed();
 
@@ -39,6 +37,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         config: image.config().clone(),
         source_digest: image.source_digest().map(str::to_owned),
         content_bytes: image.content_bytes(),
+        binding: None,
     };
     let source = args.source.to_string();
     let options = PublishOptions {
@@ -46,9 +45,10 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         name: &name,
         source: &source,
         suite: args.suite,
-        salt: &salt,
+        sharing: &sharing,
         keys: &*app.keys(),
         repair: args.repair,
+        hide_existing: false,
         threads: App::threads(&store),
         progress: Some(&progress),
     };

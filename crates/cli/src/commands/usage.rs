@@ -13,9 +13,9 @@ use crate::units::Size;
 
 pub(crate) fn usage(app: &App) -> Result<ExitCode> {
     let store = app.store()?;
-    let usage = store_usage(&store, &app.config.tenant)?;
+    let usage = store_usage(&store, std::slice::from_ref(&app.config.tenant), &[])?;
     let cached = cache_bytes(app)?;
-    for (name, error) in &usage.damaged {
+    for (_, name, error) in &usage.damaged {
         tracing::warn!("{name} is not counted: {error}");
     }
     let last_run = |image: &ImageName| last_run::load(app, image);
@@ -38,7 +38,7 @@ pub(crate) fn usage(app: &App) -> Result<ExitCode> {
             "logical_bytes": usage.logical_bytes,
             "stored_bytes": usage.stored_bytes,
             "chunks": usage.chunks,
-            "damaged": usage.damaged.iter().map(|(name, error)| json!({ "name": name.to_string(), "error": error.to_string() })).collect::<Vec<_>>(),
+            "damaged": usage.damaged.iter().map(|(_, name, error)| json!({ "name": name.to_string(), "error": error.to_string() })).collect::<Vec<_>>(),
             "cache": { "folder": app.config.cache_dir, "bytes": cached, "budget_bytes": app.config.cache_bytes },
         }))?;
         return Ok(ExitCode::SUCCESS);

@@ -11,9 +11,10 @@ use snowmelt_chunk::LocalKeys;
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::readback::{OpenedImage, open_image_with};
-use snowmelt_store::{ImageName, NameRecord, Store, StoreOptions};
+use snowmelt_store::readback::{OpenedImage, Opening, open_image_with};
+use snowmelt_store::{ImageLease, ImageName, NameRecord, SeenNames, Store, StoreOptions};
 
+use super::lease::LeaseKeeper;
 use super::mounter::{MountOrder, Mounter};
 use super::protocol::{AgentConfig, OnUnavailable};
 use super::start_logs::{Expected, StartLogs};
@@ -26,6 +27,7 @@ pub(super) struct Opened {
     config: ImageConfig,
     device: Arc<Device>,
     tiers: Arc<Tiers>,
+    lease: Option<LeaseKeeper>,
     starts: StartLogs,
     expected: Expected,
     image_chunks: u64,
@@ -75,7 +77,8 @@ impl Opened {
         let fails_at_once = config.on_unavailable == OnUnavailable::Fail;
         let options = StoreOptions {
             allow_http: config.allow_http,
-            root: config.root.clone(),
+            root: None,
+            s3: config.s3.clone(),
             request_timeout: StoreOptions::default().request_timeout.min(config.deadline),
             // Opening an image keeps to what holds for reading it.
             patience: if fails_at_once { Duration::ZERO } else { config.deadline },
@@ -83,7 +86,9 @@ impl Opened {
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
         let keys = LocalKeys::new(&config.keys_dir);
         let mut starts = None;
-        let opened = open_image_with(&store, &config.tenant, &name, &keys, |record| {
+        let seen = SeenNames::new(&config.cache_dir);
+        let opening = Opening { tenant: &config.tenant, keys: &keys, seen: Some(&seen) };
+        let opened = open_image_with(&store, &name, &opening, |record| {
             starts = StartsWanted::ask(config, &store, record, command);
         });
         let OpenedImage { manifest, metadata, store, .. } = opened.map_err(failed("open image"))?;
@@ -96,7 +101,12 @@ impl Opened {
                 Error::io("open the cache", config.cache_dir.display(), std::io::Error::other(source))
             })?)
         };
+        let by = format!("sandbox {}", record.id);
+        let lease = ImageLease::new(&store, &config.tenant, manifest.id(), config.lease, &by);
+        let may_lease = store.is_object_storage();
         let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
+        // A web server that only gives takes no leases; whoever runs such a mirror keeps what is in use.
+        let lease = may_lease.then(|| LeaseKeeper::start(lease, Arc::clone(&tiers))).flatten();
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
             writable: record.writable,
@@ -128,7 +138,7 @@ impl Opened {
             Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
         // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
         device.prefetch(expected.log.chunks.iter().copied().filter(|chunk| !device.is_near(*chunk)));
-        Ok(Self { config: metadata.config, device, tiers, starts, expected, image_chunks, chunk_size })
+        Ok(Self { config: metadata.config, device, tiers, lease, starts, expected, image_chunks, chunk_size })
     }
 
     pub(super) fn config(&self) -> &ImageConfig {
@@ -219,6 +229,7 @@ impl Mounted {
         // It ends with the last thing that waits for the device; only then may nobody serve it any more.
         drop(mounter);
         drop(export);
+        drop(opened.lease);
         opened.tiers.flush();
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snowmelt_image::ImageConfig;
+use snowmelt_store::S3Options;
 
 use crate::identity::ProcessId;
 use crate::state::Record;
@@ -32,8 +33,10 @@ pub enum OnUnavailable {
 pub struct AgentConfig {
     /// URL of the store.
     pub store: String,
-    /// Root of the store under which names are resolved.
-    pub root: String,
+    /// How S3 is reached.
+    pub s3: S3Options,
+    /// How long a lease on an image in use lives; a sandbox that lives longer than a moment renews it.
+    pub lease: Duration,
     /// Accept plain HTTP from other hosts than this one.
     pub allow_http: bool,
     /// Whose images.

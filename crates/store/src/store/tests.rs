@@ -4,7 +4,13 @@
 use object_store::memory::InMemory;
 use snowmelt_chunk::{LocalKeys, ManifestBuilder, Suite};
 
+use std::path::Path as FilePath;
+
+use url::Url;
+
 use super::*;
+use crate::objects::Version;
+use crate::{ImageName, NameRecord};
 
 fn record(generation: u64) -> NameRecord {
     NameRecord {
@@ -17,6 +23,8 @@ fn record(generation: u64) -> NameRecord {
         image_size: 4096,
         stored_bytes: 0,
         chunk_count: 0,
+        fence: 0,
+        salt: None,
     }
 }
 
@@ -44,10 +52,13 @@ fn conforms(store: &Store) {
     assert!(store.list_names("tenant").unwrap().is_empty());
     let names: Vec<ImageName> = ["a", "a:2", "a/b:c", "b"].iter().map(|name| name.parse().unwrap()).collect();
     for name in &names {
-        store.put_name("tenant", name, &record(1)).unwrap();
+        assert!(store.swap_name("tenant", name, &record(1), &Version::Absent).unwrap());
     }
-    store.put_name("tenant", &names[1], &record(2)).unwrap();
-    store.put_name("other", &names[0], &record(9)).unwrap();
+    let (_, version) = store.read_entry("tenant", &names[1]).unwrap();
+    assert!(store.swap_name("tenant", &names[1], &record(2), &version).unwrap());
+    assert!(!store.swap_name("tenant", &names[1], &record(3), &version).unwrap());
+    assert!(!store.swap_name("tenant", &names[1], &record(3), &Version::Absent).unwrap());
+    assert!(store.swap_name("other", &names[0], &record(9), &Version::Absent).unwrap());
     let listed = store.list_names("tenant").unwrap();
     assert_eq!(
         listed.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(),
@@ -91,7 +102,7 @@ fn what_a_crash_left_of_a_chunk_is_replaced() {
     let store = Store::open(folder.path().to_str().unwrap(), &StoreOptions::default()).unwrap();
     let ciphertext = vec![3; 4096];
     let id = Suite::Blake3Gcm.id_of(&ciphertext);
-    let path = folder.path().join(store.chunk_path(&id));
+    let path = folder.path().join(Store::chunk_path("main", &id));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, b"").unwrap();
     assert_eq!(store.put_chunk(&id, &ciphertext).unwrap(), PutOutcome::New);
@@ -130,8 +141,8 @@ fn one_damaged_record_hides_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), &StoreOptions::default()).unwrap();
     let (good, bad): (ImageName, ImageName) = ("good".parse().unwrap(), "bad".parse().unwrap());
-    store.put_name("t", &good, &record(1)).unwrap();
-    store.put_name("t", &bad, &record(1)).unwrap();
+    assert!(store.swap_name("t", &good, &record(1), &Version::Absent).unwrap());
+    assert!(store.swap_name("t", &bad, &record(1), &Version::Absent).unwrap());
     std::fs::write(folder.path().join(Store::name_path("t", &bad)), b"").unwrap();
     let listed = store.list_names("t").unwrap();
     assert_eq!(listed.len(), 2);
@@ -163,7 +174,7 @@ fn drafts_of_publishers_that_are_gone_are_removed() {
     let ciphertext = vec![3; 4096];
     let id = Suite::Blake3Gcm.id_of(&ciphertext);
     store.put_chunk(&id, &ciphertext).unwrap();
-    let shard = folder.path().join(store.chunk_path(&id)).parent().unwrap().to_owned();
+    let shard = folder.path().join(Store::chunk_path("main", &id)).parent().unwrap().to_owned();
     let (old, new) = (shard.join(".draft-0123"), shard.join(".draft-4567"));
     for draft in [&old, &new] {
         std::fs::write(draft, b"half").unwrap();
@@ -189,7 +200,7 @@ fn urls_that_cannot_be_used_say_why() {
     assert!(open("http://example.com/").contains("--allow-http"));
     assert!(open("/proc/version").contains("not a folder"));
     assert!(Store::open("http://example.com/", &plain_http()).is_ok());
-    let root = StoreOptions { root: "../x".into(), ..StoreOptions::default() };
+    let root = StoreOptions { root: Some("../x".into()), ..StoreOptions::default() };
     assert!(Store::open("/tmp", &root).unwrap_err().to_string().contains("root's name"));
 }
 

@@ -1,0 +1,87 @@
+//! Intents: who is about to make a name stand for something in a root.
+//!
+//! A publisher reads a name, checks that its root is active, and swaps the name. Between the two it may sleep for a week. Its intent,
+//! put before, tells whoever retires the root which name to *fence*: to change, so that the swap fails when the sleeper wakes up.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::objects::Objects;
+use crate::roots::random_hex;
+use crate::{Error, ImageName, Store};
+
+const MOST_BYTES: u64 = 64 << 10;
+
+/// An intent as it was listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Whose name.
+    pub tenant: String,
+    /// Which name; `None` where it cannot be read, which keeps its root from expiring until somebody looks.
+    pub name: Option<ImageName>,
+    pub(crate) path: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    name: String,
+    by: String,
+}
+
+/// An intent of this process. It is removed when it is dropped: whatever was to be done is done, or will not be.
+pub(crate) struct OwnIntent {
+    objects: Objects,
+    path: String,
+}
+
+impl OwnIntent {
+    /// `Intend`.
+    ///
+    /// # Errors
+    /// Those of putting an object.
+    pub(crate) fn put(store: &Store, root: &str, tenant: &str, name: &ImageName) -> Result<Self, Error> {
+        let path = format!("roots/{root}/intents/{tenant}/{}", random_hex()?);
+        let body = Body { name: name.to_string(), by: whoami() };
+        let bytes = Bytes::from(serde_json::to_vec(&body).expect("plain fields are JSON"));
+        let objects = store.objects().clone();
+        objects.put(&path, &format!("the intent to publish {name}"), &bytes)?;
+        Ok(Self { objects, path })
+    }
+}
+
+impl Drop for OwnIntent {
+    /// `RemoveIntent`. One that stays is removed when its root is retired.
+    fn drop(&mut self) {
+        if let Err(error) = self.objects.delete(&self.path, "an intent") {
+            tracing::info!(path = self.path, %error, "an intent stays until its root is retired");
+        }
+    }
+}
+
+impl Store {
+    /// All intents of a root.
+    ///
+    /// # Errors
+    /// Those of listing and reading.
+    pub fn list_intents(&self, root: &str) -> Result<Vec<Intent>, Error> {
+        let prefix = format!("roots/{root}/intents");
+        let mut intents = Vec::new();
+        for listed in self.objects().list(&prefix)? {
+            let mut parts = listed.path[prefix.len()..].trim_start_matches('/').split('/');
+            let (Some(tenant), Some(_), None) = (parts.next(), parts.next(), parts.next()) else { continue };
+            let (Some(bytes), _) = self.objects().get_version(&listed.path, "an intent", MOST_BYTES)? else {
+                // Done since it was listed.
+                continue;
+            };
+            let name = serde_json::from_slice::<Body>(&bytes).ok().and_then(|body| body.name.parse().ok());
+            intents.push(Intent { tenant: tenant.into(), name, path: listed.path });
+        }
+        Ok(intents)
+    }
+}
+
+/// Who does something, for people.
+pub(crate) fn whoami() -> String {
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("process {} on {host}", std::process::id())
+}

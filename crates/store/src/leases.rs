@@ -1,0 +1,190 @@
+//! Leases: which manifests sandboxes use, out of which root.
+//!
+//! A lease is an object that is put again and again; it is live for its time from when the store last took it, so that no clock but
+//! the store's matters. What is leased is live, whether a name stands for it or not.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use snowmelt_chunk::{ManifestId, check_tenant};
+
+use crate::intents::whoami;
+use crate::roots::{random_hex, seconds};
+use crate::{Alarm, Error, RootState, Store};
+
+/// Added to a lease's time: putting it again may take that long.
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// A lease as it was listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Whose image.
+    pub tenant: String,
+    /// The image's manifest.
+    pub manifest: ManifestId,
+    /// How long it is live from when it was last put.
+    pub lifetime: Duration,
+    /// When it was last put, by the store's clock.
+    pub renewed: SystemTime,
+}
+
+impl Lease {
+    /// Whether it counts at that time, by the store's clock.
+    pub fn is_live(&self, now: SystemTime) -> bool {
+        now.duration_since(self.renewed).map_or(true, |age| age < self.lifetime + MARGIN)
+    }
+}
+
+/// A lease of this process: on one manifest in one root.
+#[derive(Debug)]
+pub struct OwnLease {
+    path: String,
+}
+
+impl Store {
+    /// `PutLease`: says that a manifest in a root is in use, for `lifetime` from now.
+    ///
+    /// # Errors
+    /// Those of putting an object.
+    pub fn put_lease(
+        &self,
+        root: &str,
+        tenant: &str,
+        manifest: &ManifestId,
+        lifetime: Duration,
+    ) -> Result<OwnLease, Error> {
+        let id = random_hex()?;
+        let path = format!("roots/{root}/leases/{tenant}/{manifest}/{id}-{}", lifetime.as_secs());
+        let lease = OwnLease { path };
+        self.renew_lease(&lease)?;
+        Ok(lease)
+    }
+
+    /// Puts a lease again.
+    ///
+    /// # Errors
+    /// Those of putting an object.
+    pub fn renew_lease(&self, lease: &OwnLease) -> Result<(), Error> {
+        self.objects().put(&lease.path, "a lease", &Bytes::from(whoami()))
+    }
+
+    /// Removes a lease; one that stays ends by itself.
+    pub fn remove_lease(&self, lease: &OwnLease) {
+        if let Err(error) = self.objects().delete(&lease.path, "a lease") {
+            tracing::info!(path = lease.path, %error, "a lease stays until its time is over");
+        }
+    }
+
+    /// All leases of a root, live or not.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn list_leases(&self, root: &str) -> Result<Vec<Lease>, Error> {
+        let prefix = format!("roots/{root}/leases");
+        let parse = |path: &str, renewed| {
+            let mut parts = path[prefix.len()..].trim_start_matches('/').split('/');
+            let (tenant, manifest, id) = (parts.next()?, parts.next()?, parts.next()?);
+            check_tenant(tenant).ok()?;
+            let (_, lifetime) = id.split_once('-')?;
+            Some(Lease {
+                tenant: tenant.into(),
+                manifest: manifest.parse().ok()?,
+                lifetime: Duration::from_secs(lifetime.parse::<u32>().ok()?.into()),
+                renewed,
+            })
+        };
+        Ok(self.objects().list(&prefix)?.iter().filter_map(|listed| parse(&listed.path, listed.modified)).collect())
+    }
+}
+
+/// Keeps an image that is in use from being collected, and says where to read it from.
+#[derive(Debug)]
+pub struct ImageLease {
+    store: Store,
+    root: String,
+    tenant: String,
+    manifest: ManifestId,
+    lifetime: Duration,
+    /// Who uses it, for alarms.
+    by: String,
+    own: Option<OwnLease>,
+}
+
+impl ImageLease {
+    /// A lease on a manifest in the store's root. Nothing is put yet: most sandboxes end before anything could be collected, see
+    /// [`ImageLease::AFTER`].
+    pub fn new(store: &Store, tenant: &str, manifest: ManifestId, lifetime: Duration, by: &str) -> Self {
+        Self {
+            root: store.root().into(),
+            store: store.clone(),
+            tenant: tenant.into(),
+            manifest,
+            lifetime,
+            by: format!("{by}, {}", whoami()),
+            own: None,
+        }
+    }
+
+    /// How long after it has read a name a sandbox needs its lease. Expired roots are kept for much longer.
+    pub const AFTER: Duration = Duration::from_secs(30);
+
+    /// Puts the lease (`PutLease`), then looks at the root (`CheckRoot`). A root that is not active is left for its successor if the
+    /// image was copied there: the store to read from is then given. To be called again within a third of the lease's lifetime.
+    ///
+    /// Reading from an expired root is an alarm.
+    ///
+    /// # Errors
+    /// Those of the store. The lease is as it was, and may be tried again.
+    pub fn keep(&mut self) -> Result<Option<Store>, Error> {
+        match &self.own {
+            Some(own) => self.store.renew_lease(own)?,
+            None => self.own = Some(self.store.put_lease(&self.root, &self.tenant, &self.manifest, self.lifetime)?),
+        }
+        let state = self.store.read_state()?;
+        match state.state_of(&self.root) {
+            None | Some(RootState::Active) => return Ok(None),
+            Some(RootState::Retired) => {}
+            Some(RootState::Expired) => {
+                let alarm = Alarm {
+                    at: seconds(SystemTime::now()),
+                    tenant: self.tenant.clone(),
+                    manifest: self.manifest.to_string(),
+                    by: self.by.clone(),
+                };
+                self.store.raise_alarm(&self.root, &alarm)?;
+            }
+            Some(RootState::Deleted) => {
+                tracing::error!(root = self.root, manifest = %self.manifest, "the root of an image in use is deleted");
+            }
+        }
+        let Some(heir) = state.heir_of(&self.root) else { return Ok(None) };
+        if !self.store.has_manifest(&heir, &self.tenant, &self.manifest)? {
+            return Ok(None);
+        }
+        // `Relocate`: leased there before it is known to be active, so that whoever retires it sees the lease.
+        let own = self.store.put_lease(&heir, &self.tenant, &self.manifest, self.lifetime)?;
+        if !self.store.check_root_is_active(&heir)? {
+            self.store.remove_lease(&own);
+            return Ok(None);
+        }
+        tracing::info!(from = self.root, to = heir, manifest = %self.manifest, "an image in use is read from another root");
+        if let Some(old) = self.own.replace(own) {
+            self.store.remove_lease(&old);
+        }
+        self.root.clone_from(&heir);
+        self.store = self.store.at_root(&heir)?;
+        Ok(Some(self.store.clone()))
+    }
+
+    /// How long until it is to be kept again.
+    pub fn keep_again_after(&self) -> Duration {
+        if self.own.is_none() { Self::AFTER.min(self.lifetime / 3) } else { self.lifetime / 3 }
+    }
+
+    /// The image is not in use any more.
+    pub fn end(self) {
+        if let Some(own) = &self.own {
+            self.store.remove_lease(own);
+        }
+    }
+}

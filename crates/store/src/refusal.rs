@@ -1,0 +1,93 @@
+//! What a server's refusal means, and what to do about it. A refusal is not worth another try: the same request will be refused
+//! again until somebody changes something.
+
+use std::error::Error as StdError;
+
+/// What is wrong, as far as a server said it: `(what, what to do)`.
+pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static str)> {
+    let text = whole_text(error);
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    // The codes of S3 and of servers like it, of Google (JSON and XML) and of Azure.
+    let known: [(&[&str], &str, &str); 8] = [
+        (
+            &["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"],
+            "there is no such bucket",
+            "make it, or correct the store's URL",
+        ),
+        (
+            &["RequestTimeTooSkewed", "RequestExpired", "RequestNotYetValid"],
+            "this machine's clock differs too much from the server's",
+            "set the clock (NTP)",
+        ),
+        (
+            &["AuthorizationHeaderMalformed", "PermanentRedirect", "without LOCATION", "IllegalLocationConstraint"],
+            "the bucket is in another region",
+            "set AWS_REGION or `s3_region` to the bucket's",
+        ),
+        (
+            &[
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "InvalidToken",
+                "AuthenticationFailed",
+                "UnauthorizedAccess",
+            ],
+            "the server does not accept the credentials",
+            "check the access key, its secret and session token",
+        ),
+        (&["ExpiredToken"], "the credentials have expired", "renew them, such as by `aws sso login`"),
+        (
+            &[
+                "InsufficientStorage",
+                "XMinioStorageFull",
+                "QuotaExceeded",
+                "507 ",
+                "No space left on device",
+                "EntityTooLarge",
+            ],
+            "the server has no room for it",
+            "make room there, or ask for a larger quota",
+        ),
+        (
+            &["no providers in chain provided credentials", "CredentialsNotLoaded", "says how to find credentials"],
+            "there are no credentials",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
+        ),
+        (
+            &["AccessDenied", "403 Forbidden", "AuthorizationFailure", "AllAccessDisabled"],
+            "the credentials do not allow it",
+            "ask for the permission, or check the store's URL",
+        ),
+    ];
+    if let Some((_, what, todo)) = known.into_iter().find(|(words, ..)| says(words)) {
+        return Some((what, todo));
+    }
+    match error {
+        object_store::Error::Unauthenticated { .. } => {
+            Some(("the server does not accept the credentials", "check that they are set, and right"))
+        }
+        object_store::Error::PermissionDenied { .. } => {
+            Some(("the credentials do not allow it", "ask for the permission, or check the store's URL"))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a server said that it does not do such a thing at all (405, 501), as plain web servers do where they are asked to
+/// list or to write.
+pub(crate) fn refused_method(error: &object_store::Error) -> bool {
+    let text = whole_text(error);
+    ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"].iter().any(|it| text.contains(it))
+}
+
+/// An error with its causes: the library keeps status and body of an answer in texts only.
+fn whole_text(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push(' ');
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
+}
