@@ -176,6 +176,20 @@ impl ImageLease {
         Ok(Some(self.store.clone()))
     }
 
+    /// The same through another connection to the store.
+    ///
+    /// # Errors
+    /// As [`ImageLease::keep`].
+    pub fn keep_in(&mut self, store: &Store) -> Result<Option<Store>, Error> {
+        self.store = store.at_root(&self.root)?;
+        self.keep()
+    }
+
+    /// The root that the image is read from.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// How long until it is to be kept again.
     pub fn keep_again_after(&self) -> Duration {
         if self.own.is_none() { Self::AFTER.min(self.lifetime / 3) } else { self.lifetime / 3 }

@@ -11,9 +11,6 @@ use crate::intents::OwnIntent;
 use crate::names::Entry;
 use crate::{Error, ImageName, RootState, Store};
 
-/// Images that are worked on at once.
-const THREADS: usize = 8;
-
 /// What migrating did.
 #[derive(Debug, Default)]
 pub struct Migrated {
@@ -43,12 +40,17 @@ pub struct MigrateProgress {
 }
 
 /// Copies every image that a name stands for, or that a sandbox uses, from a retired root to its successor. What is there already is
-/// not copied again, so that it may be cut off and repeated.
+/// not copied again, so that it may be cut off and repeated. `threads` images are worked on at once.
 ///
 /// # Errors
 /// [`Error::Invalid`] where the root is not retired, or where no root behind it is active; [`Error::Unavailable`] and
 /// [`Error::Refused`]. What is wrong with one image is in [`Migrated::failed`].
-pub fn migrate(store: &Store, root: &str, progress: &(dyn Fn(MigrateProgress) + Sync)) -> Result<Migrated, Error> {
+pub fn migrate(
+    store: &Store,
+    root: &str,
+    threads: usize,
+    progress: &(dyn Fn(MigrateProgress) + Sync),
+) -> Result<Migrated, Error> {
     let state = store.read_state()?;
     in_state(&state, root, RootState::Retired)?;
     let heir = state
@@ -97,7 +99,7 @@ pub fn migrate(store: &Store, root: &str, progress: &(dyn Fn(MigrateProgress) + 
     let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let stopped = Mutex::new(None);
     std::thread::scope(|scope| {
-        for _ in 0..if store.is_local() { 2 } else { THREADS } {
+        for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 while let Some(((tenant, manifest), names)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = job.image(tenant, manifest, names) {
@@ -113,6 +115,8 @@ pub fn migrate(store: &Store, root: &str, progress: &(dyn Fn(MigrateProgress) + 
     if let Some(error) = stopped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         return Err(error);
     }
+    // What another collector took on, and perhaps removed, while this one slept is not missing.
+    in_state(&store.read_state()?, root, RootState::Retired)?;
     let mut migrated = job.done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     migrated.chunks = job.chunks.into_inner();
     migrated.present_chunks = job.present.into_inner();

@@ -121,6 +121,8 @@ pub struct Ran {
 /// Those of the store. Whatever was done stays done, and another run goes on from there.
 pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> Result<Ran, Error> {
     policy.check()?;
+    // Most of an image is copied by the server, so waiting is most of the work.
+    let threads = if store.is_local() { 2 } else { 8 };
     let mut lease = match OwnCollectorLease::acquire(store)? {
         Ok(lease) => lease,
         Err(busy) => return Ok(Ran { busy: Some(busy), ..Ran::default() }),
@@ -152,7 +154,7 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
     }
     for root in store.read_state()?.roots_in(RootState::Retired) {
         lease.renew(store)?;
-        let done = migrate(store, &root, &|progress| report(Event::Migrating(progress)))?;
+        let done = migrate(store, &root, threads, &|progress| report(Event::Migrating(progress)))?;
         ran.failed += done.failed.len();
         report(Event::Migrated { root: root.clone(), done });
         let by = expire(store, &root, policy.retire_for)?;
