@@ -125,38 +125,64 @@ pub enum Retire<'a> {
 /// # Errors
 /// [`Error::Invalid`] where it is not retired, and those of the store.
 pub fn expire(store: &Store, root: &str, age: Duration) -> Result<Blockers, Error> {
-    let now = store.now()?;
-    let state = store.read_state()?;
-    let since = in_state(&state, root, RootState::Retired)?.since;
-    let mut blockers = Blockers { seconds_left: left(since, age, seconds(now)), ..Blockers::default() };
-    // Intents before names: a publisher that is done removes its intent after its name was swapped.
-    blockers.intents = store.list_intents(root)?.len();
-    blockers.names = names_in(store, root)?.iter().map(|(tenant, name)| format!("{tenant}/{name}")).collect();
-    blockers.leases = store.list_leases(root)?.iter().filter(|lease| lease.is_live(now)).count();
-    if blockers.is_empty() {
-        set_state(store, root, RootState::Retired, RootState::Expired, seconds(now))?;
-    }
-    Ok(blockers)
+    step(store, root, RootState::Retired, RootState::Expired, age, |blockers| {
+        // Intents before names: a publisher that is done removes its intent after its name was swapped.
+        blockers.intents = store.list_intents(root)?.len();
+        Ok(())
+    })
 }
 
-/// `Delete`: an expired root becomes deleted, for good, if it is expired for `age` and nobody has read from it. Its objects are still
-/// there until [`sweep`].
+/// `Delete`: an expired root becomes deleted, for good, if it is expired for `age`, nobody has read from it, and no sandbox has come to
+/// lease something in it. Its objects are still there until [`sweep`].
 ///
 /// # Errors
 /// [`Error::Invalid`] where it is not expired, and those of the store.
 pub fn delete(store: &Store, root: &str, age: Duration) -> Result<Blockers, Error> {
-    let now = seconds(store.now()?);
-    let state = store.read_state()?;
-    let found = in_state(&state, root, RootState::Expired)?;
-    let mut blockers =
-        Blockers { seconds_left: left(found.since, age, now), alarms: found.alarm_count, ..Blockers::default() };
-    blockers.names = names_in(store, root)?.iter().map(|(tenant, name)| format!("{tenant}/{name}")).collect();
-    if blockers.is_empty() {
-        // Looked at again in the swap: an alarm that was raised since stops it.
-        blockers.alarms = set_state(store, root, RootState::Expired, RootState::Deleted, now)?;
-    }
-    Ok(blockers)
+    step(store, root, RootState::Expired, RootState::Deleted, age, |_| Ok(()))
 }
+
+/// Takes a root on to its next state if nothing is in the way. What is in the way is looked for after the state was read, and the
+/// state is swapped from what was read then: an alarm that was raised since stops it, even one that was cleared again.
+fn step(
+    store: &Store,
+    root: &str,
+    from: RootState,
+    to: RootState,
+    age: Duration,
+    look: impl Fn(&mut Blockers) -> Result<(), Error>,
+) -> Result<Blockers, Error> {
+    for _ in 0..MOST_TRIES {
+        let now = store.now()?;
+        let (state, version) = store.read_state_version()?;
+        let found = in_state(&state, root, from)?;
+        let mut blockers = Blockers {
+            seconds_left: left(found.since, age, seconds(now)),
+            alarms: found.alarm_count,
+            ..Blockers::default()
+        };
+        look(&mut blockers)?;
+        blockers.names = names_in(store, root)?.iter().map(|(tenant, name)| format!("{tenant}/{name}")).collect();
+        blockers.leases = store.list_leases(root)?.iter().filter(|lease| lease.is_live(now)).count();
+        if !blockers.is_empty() {
+            return Ok(blockers);
+        }
+        // Taken after everything was listed: a name that was read before is older than the state, and its sandbox has leased it by
+        // the time that the next step may be taken.
+        let since = seconds(store.now()?);
+        let mut next = state.clone();
+        if let Some(found) = next.roots.get_mut(root) {
+            found.state = to;
+            found.since = since;
+        }
+        if store.swap_state(next, &version)? {
+            return Ok(blockers);
+        }
+    }
+    Err(Error::Busy { subject: format!("the state of root {root}") })
+}
+
+/// How often a step is tried while others change the state.
+const MOST_TRIES: usize = 10;
 
 /// `Sweep`: removes the objects of a deleted root. Returns how many there were.
 ///
@@ -228,20 +254,4 @@ fn in_state<'a>(state: &'a crate::State, root: &str, wanted: RootState) -> Resul
 
 fn left(since: u64, age: Duration, now: u64) -> u64 {
     age.as_secs().saturating_sub(now.saturating_sub(since))
-}
-
-/// Takes a root on to its next state, but for alarms: returns how many there are.
-fn set_state(store: &Store, root: &str, from: RootState, to: RootState, now: u64) -> Result<u64, Error> {
-    store.change_state(|state| {
-        let found = state.roots.get_mut(root).expect("roots are never removed from the state");
-        if found.state != from {
-            return Err(Error::Invalid(format!("root {root} is {} by now", found.state)));
-        }
-        if found.alarm_count > 0 {
-            return Ok(Change::Leave(found.alarm_count));
-        }
-        found.state = to;
-        found.since = now;
-        Ok(Change::Put(0))
-    })
 }

@@ -46,7 +46,7 @@ pub struct Copied {
 pub fn copy(image: &OpenedImage, options: &CopyOptions<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Copied, Error> {
     let (root, _) = options.to.open_root(options.to.asked_root())?;
     let to = options.to.at_root(&root)?;
-    let _intent = OwnIntent::put(&to, &root, options.tenant, options.name)?;
+    let mut intent = OwnIntent::put(&to, &root, options.tenant, options.name)?;
     let mut seen = HashSet::new();
     let mut distinct = Vec::new();
     for record in image.manifest.records() {
@@ -91,7 +91,7 @@ pub fn copy(image: &OpenedImage, options: &CopyOptions<'_>, progress: &(dyn Fn(u
         return Err(error);
     }
     to.sync()?;
-    let committed = commit(&to, options.tenant, options.name, &mut |binding| {
+    let committed = commit(&to, &mut intent, options.tenant, options.name, &mut |binding| {
         let metadata = ImageMetadata { binding: Some(binding.clone()), ..image.metadata.clone() };
         let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
         let use_ = KeyUse { tenant: options.tenant, image: &binding.name };

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::objects::Objects;
+use crate::objects::{Objects, Swapped};
 use crate::roots::random_hex;
 use crate::{Error, ImageName, Store};
 
@@ -28,10 +28,12 @@ struct Body {
     by: String,
 }
 
-/// An intent of this process. It is removed when it is dropped: whatever was to be done is done, or will not be.
+/// An intent of this process. It is removed when it is dropped: whatever was to be done is done, or will not be. It stays where that
+/// is not known: then the next retirement of its root fences the name.
 pub(crate) struct OwnIntent {
     objects: Objects,
     path: String,
+    stays: bool,
 }
 
 impl OwnIntent {
@@ -45,13 +47,25 @@ impl OwnIntent {
         let bytes = Bytes::from(serde_json::to_vec(&body).expect("plain fields are JSON"));
         let objects = store.objects().clone();
         objects.put(&path, &format!("the intent to publish {name}"), &bytes)?;
-        Ok(Self { objects, path })
+        Ok(Self { objects, path, stays: false })
+    }
+
+    /// Takes note of what became of a swap; whether it was done. A swap without an answer may be carried out at any later time.
+    pub(crate) fn watch(&mut self, swap: Result<Swapped, Error>) -> Result<bool, Error> {
+        self.stays |= !matches!(swap, Ok(Swapped::Done | Swapped::Conflict));
+        let done = swap?.is_done();
+        // From now on the name is another, so that nothing that is on its way can be carried out.
+        self.stays &= !done;
+        Ok(done)
     }
 }
 
 impl Drop for OwnIntent {
     /// `RemoveIntent`. One that stays is removed when its root is retired.
     fn drop(&mut self) {
+        if self.stays || std::thread::panicking() {
+            return;
+        }
         if let Err(error) = self.objects.delete(&self.path, "an intent") {
             tracing::info!(path = self.path, %error, "an intent stays until its root is retired");
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use snowmelt_chunk::check_tenant;
 
-use crate::objects::Version;
+use crate::objects::{Swapped, Version};
 use crate::records::NameRecord;
 use crate::roots::seconds;
 use crate::{Error, ImageName, Store};
@@ -90,7 +90,7 @@ impl Store {
         Ok((bytes.map_or(Entry::Absent, |bytes| Entry::decode(&subject, &bytes)), version))
     }
 
-    /// `CommitName`: makes a name stand for what the record says if it still is what it was; whether it was.
+    /// `CommitName`: makes a name stand for what the record says if it still is what it was.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
@@ -100,12 +100,18 @@ impl Store {
         name: &ImageName,
         record: &NameRecord,
         was: &Version,
-    ) -> Result<bool, Error> {
+    ) -> Result<Swapped, Error> {
         let bytes = Bytes::from(serde_json::to_vec_pretty(record).expect("a record of plain fields is JSON"));
         self.objects().swap(&Self::name_path(tenant, name), &subject(tenant, name), &bytes, was)
     }
 
-    fn swap_tombstone(&self, tenant: &str, name: &ImageName, tomb: &Tombstone, was: &Version) -> Result<bool, Error> {
+    fn swap_tombstone(
+        &self,
+        tenant: &str,
+        name: &ImageName,
+        tomb: &Tombstone,
+        was: &Version,
+    ) -> Result<Swapped, Error> {
         let bytes = Bytes::from(serde_json::to_vec(tomb).expect("plain fields are JSON"));
         self.objects().swap(&Self::name_path(tenant, name), &subject(tenant, name), &bytes, was)
     }
@@ -137,7 +143,7 @@ impl Store {
             let removed_at = seconds(SystemTime::now());
             let tomb =
                 Tombstone { version: 2, removed: true, generation: entry.generation() + 1, removed_at, fence: 0 };
-            if self.swap_tombstone(tenant, name, &tomb, &version)? {
+            if self.swap_tombstone(tenant, name, &tomb, &version)?.is_done() {
                 return Ok(());
             }
         }
@@ -170,7 +176,7 @@ impl Store {
                     self.swap_tombstone(tenant, name, &tomb, &version)?
                 }
             };
-            if fenced {
+            if fenced.is_done() {
                 return Ok(());
             }
         }

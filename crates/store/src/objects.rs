@@ -44,6 +44,24 @@ pub(crate) enum Version {
     Bytes(Bytes),
 }
 
+/// What became of a swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swapped {
+    /// It was done.
+    Done,
+    /// The object was something else.
+    Conflict,
+    /// The object was something else, but an earlier try had no answer: it may still be on its way, and be carried out should the
+    /// object become again what it was.
+    Uncertain,
+}
+
+impl Swapped {
+    pub(crate) fn is_done(self) -> bool {
+        self == Self::Done
+    }
+}
+
 /// Objects below one URL.
 #[derive(Clone)]
 pub(crate) struct Objects {
@@ -203,19 +221,21 @@ impl Objects {
         }
     }
 
-    /// Replaces an object if it still is what it was; false if it is not. Whoever reads meanwhile sees the old one or the new.
+    /// Replaces an object if it still is what it was. Whoever reads meanwhile sees the old one or the new.
     ///
     /// `bytes` must differ from what anybody else would put there: an answer that was lost is found out by reading them back.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the store can only be read.
-    pub(crate) fn swap(&self, path: &str, subject: &str, bytes: &Bytes, was: &Version) -> Result<bool, Error> {
+    /// [`Error::Unavailable`], after which it may be carried out still; [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the
+    /// store can only be read.
+    pub(crate) fn swap(&self, path: &str, subject: &str, bytes: &Bytes, was: &Version) -> Result<Swapped, Error> {
         if let Some(folder) = &self.folder {
             let was = match was {
                 Version::Bytes(bytes) => Some(bytes.as_ref()),
                 Version::Absent | Version::Tagged(_) => None,
             };
-            return local::swap(folder, &folder.join(path), bytes, was);
+            let done = local::swap(folder, &folder.join(path), bytes, was)?;
+            return Ok(if done { Swapped::Done } else { Swapped::Conflict });
         }
         let at = self.path(path);
         let mode = match was {
@@ -227,14 +247,18 @@ impl Objects {
             let is_first = std::mem::take(&mut first);
             let put = self.backend.put_opts(&at, bytes.clone().into(), PutOptions::from(mode.clone()));
             match self.wait(put) {
-                Ok(_) => Ok(true),
+                Ok(_) => Ok(Swapped::Done),
                 Err(
                     object_store::Error::Precondition { .. }
                     | object_store::Error::AlreadyExists { .. }
                     | object_store::Error::NotFound { .. },
                 ) => {
                     // An earlier try may have been carried out and its answer lost.
-                    Ok(!is_first && self.get(path, subject, bytes.len() as u64).is_ok_and(|now| now == *bytes))
+                    if is_first {
+                        return Ok(Swapped::Conflict);
+                    }
+                    let is_ours = self.get(path, subject, bytes.len() as u64).is_ok_and(|now| now == *bytes);
+                    Ok(if is_ours { Swapped::Done } else { Swapped::Uncertain })
                 }
                 Err(error) => Err(self.error("put", subject, error)),
             }

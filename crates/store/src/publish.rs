@@ -149,7 +149,7 @@ fn publish_to(
     let mut builder = ManifestBuilder::new(options.suite, geometry)?;
     let domain = options.sharing.domain(store.root(), epoch);
     let salt = options.sharing.salt(store.root(), epoch);
-    let _intent = OwnIntent::put(store, store.root(), options.tenant, options.name)?;
+    let mut intent = OwnIntent::put(store, store.root(), options.tenant, options.name)?;
     store.remove_abandoned_drafts();
     let started = Instant::now();
     // `PutChunks`
@@ -184,7 +184,7 @@ fn publish_to(
         Scope::Tenant(_) => "tenant".to_owned(),
         Scope::Layer(layer) => format!("layer:{layer}"),
     };
-    let committed = commit(store, options.tenant, options.name, &mut |binding| {
+    let committed = commit(store, &mut intent, options.tenant, options.name, &mut |binding| {
         let metadata = ImageMetadata { binding: Some(binding.clone()), ..metadata.clone() };
         let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
         let manifest = builder.seal(options.tenant, &binding.name, &encoded, options.keys)?;
@@ -223,12 +223,18 @@ pub(crate) struct Committed {
 /// Makes a manifest, and the record of a name for it, that carry what they are to be bound to.
 pub(crate) type Seal<'a> = dyn FnMut(&NameBinding) -> Result<(Manifest, NameRecord), Error> + 'a;
 
-/// Makes a name stand for a manifest that `seal` makes for a generation: the last steps of every publish. The caller holds an intent,
-/// and the manifest's chunks are in the store's root.
+/// Makes a name stand for a manifest that `seal` makes for a generation: the last steps of every publish. The caller has put the
+/// `intent`, and the manifest's chunks are in the store's root.
 ///
 /// # Errors
 /// [`Error::RootClosed`] where the root is not active any more, [`Error::Busy`], those of `seal` and of the store.
-pub(crate) fn commit(store: &Store, tenant: &str, name: &ImageName, seal: &mut Seal<'_>) -> Result<Committed, Error> {
+pub(crate) fn commit(
+    store: &Store,
+    intent: &mut OwnIntent,
+    tenant: &str,
+    name: &ImageName,
+    seal: &mut Seal<'_>,
+) -> Result<Committed, Error> {
     let mut expected = store.read_entry(tenant, name)?.0.generation();
     for _ in 0..MOST_SWAPS {
         let binding = NameBinding {
@@ -245,7 +251,7 @@ pub(crate) fn commit(store: &Store, tenant: &str, name: &ImageName, seal: &mut S
             return Err(Error::RootClosed { root: store.root().into() });
         }
         // `CommitName`
-        if entry.generation() == expected && store.swap_name(tenant, name, &record, &version)? {
+        if entry.generation() == expected && intent.watch(store.swap_name(tenant, name, &record, &version))? {
             return Ok(Committed { manifest, record });
         }
         expected = store.read_entry(tenant, name)?.0.generation();

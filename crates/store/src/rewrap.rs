@@ -39,9 +39,9 @@ pub fn rewrap(
         return Err(Error::RootClosed { root: record.root });
     }
     let at_root = store.at_root(&record.root)?;
-    let _intent = OwnIntent::put(&at_root, &record.root, tenant, name)?;
+    let mut intent = OwnIntent::put(&at_root, &record.root, tenant, name)?;
     let image = open_record(store, name, record, &Opening { tenant, keys, seen: None })?;
-    let committed = commit(&at_root, tenant, name, &mut |binding| {
+    let committed = commit(&at_root, &mut intent, tenant, name, &mut |binding| {
         if binding.generation != image.record.generation + 1 {
             // Published meanwhile, under whatever key its publisher has.
             return Err(Error::Busy { subject: format!("image {name} of tenant {tenant:?}") });

@@ -210,7 +210,8 @@ impl Store {
         Ok(self.read_state_version()?.0)
     }
 
-    fn read_state_version(&self) -> Result<(State, Version), Error> {
+    /// The state, and what it is for a swap.
+    pub(crate) fn read_state_version(&self) -> Result<(State, Version), Error> {
         let (bytes, version) = self.objects().get_version(PATH, SUBJECT, MOST_BYTES)?;
         Ok((bytes.map_or_else(|| Ok(State::initial()), |bytes| State::decode(&bytes))?, version))
     }
@@ -227,14 +228,19 @@ impl Store {
                 Change::Leave(result) => return Ok(result),
                 Change::Put(result) => result,
             };
-            state.sequence += 1;
-            state.nonce = random_hex()?;
-            let bytes = Bytes::from(serde_json::to_vec_pretty(&state).expect("a state of plain fields is JSON"));
-            if self.objects().swap(PATH, SUBJECT, &bytes, &version)? {
+            if self.swap_state(state, &version)? {
                 return Ok(result);
             }
         }
         Err(Error::Busy { subject: SUBJECT.into() })
+    }
+
+    /// Puts a state if it still is what it was; whether it was.
+    pub(crate) fn swap_state(&self, mut state: State, was: &Version) -> Result<bool, Error> {
+        state.sequence += 1;
+        state.nonce = random_hex()?;
+        let bytes = Bytes::from(serde_json::to_vec_pretty(&state).expect("a state of plain fields is JSON"));
+        Ok(self.objects().swap(PATH, SUBJECT, &bytes, was)?.is_done())
     }
 
     /// `CheckRoot`: whether images may still be published to a root.

@@ -39,7 +39,8 @@ pub struct MigrateProgress {
     pub total: usize,
 }
 
-/// Copies every image that a name stands for, or that a sandbox uses, from a retired root to its successor. What is there already is
+/// Copies every image that a name stands for, or that a sandbox uses, from a retired root to its successor; from an expired one too,
+/// so that a sandbox that came late can leave it. What is there already is
 /// not copied again, so that it may be cut off and repeated. `threads` images are worked on at once.
 ///
 /// # Errors
@@ -52,7 +53,10 @@ pub fn migrate(
     progress: &(dyn Fn(MigrateProgress) + Sync),
 ) -> Result<Migrated, Error> {
     let state = store.read_state()?;
-    in_state(&state, root, RootState::Retired)?;
+    let was = state.state_of(root);
+    if was != Some(RootState::Expired) {
+        in_state(&state, root, RootState::Retired)?;
+    }
     let heir = state
         .heir_of(root)
         .ok_or_else(|| Error::Invalid(format!("no active root follows root {root}: `snowmelt gc rotate` makes one")))?;
@@ -116,7 +120,7 @@ pub fn migrate(
         return Err(error);
     }
     // What another collector took on, and perhaps removed, while this one slept is not missing.
-    in_state(&store.read_state()?, root, RootState::Retired)?;
+    in_state(&store.read_state()?, root, was.unwrap_or(RootState::Retired))?;
     let mut migrated = job.done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     migrated.chunks = job.chunks.into_inner();
     migrated.present_chunks = job.present.into_inner();
@@ -218,7 +222,7 @@ impl Migration {
     /// A publish by reference: an intent at the successor, the name's version, the successor's state, the swap. Whether the name still
     /// stood for that manifest.
     fn move_name(&self, tenant: &str, name: &ImageName, manifest: &ManifestId) -> Result<bool, Error> {
-        let _intent = OwnIntent::put(&self.to, self.to.root(), tenant, name)?;
+        let mut intent = OwnIntent::put(&self.to, self.to.root(), tenant, name)?;
         // Somebody else changed it: whatever it stands for now is found by the next migration, or is not in this root.
         let (Entry::Image(mut record), version) = self.to.read_entry(tenant, name)? else { return Ok(false) };
         if record.root != self.from.root() || record.manifest_id()? != *manifest {
@@ -228,7 +232,7 @@ impl Migration {
             return Err(Error::RootClosed { root: self.to.root().into() });
         }
         record.root = self.to.root().into();
-        self.to.swap_name(tenant, name, &record, &version)
+        intent.watch(self.to.swap_name(tenant, name, &record, &version))
     }
 }
 

@@ -166,6 +166,10 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
     }
     for root in store.read_state()?.roots_in(RootState::Expired) {
         lease.renew(store)?;
+        if !store.list_leases(&root)?.is_empty() {
+            let done = migrate(store, &root, threads, &|_| {})?;
+            report(Event::Migrated { root: root.clone(), done });
+        }
         let by = delete(store, &root, policy.expire_for)?;
         ran.alarms += by.alarms;
         report(if by.is_empty() {

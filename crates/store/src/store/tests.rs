@@ -9,7 +9,7 @@ use std::path::Path as FilePath;
 use url::Url;
 
 use super::*;
-use crate::objects::Version;
+use crate::objects::{Swapped, Version};
 use crate::{ImageName, NameRecord};
 
 fn record(generation: u64) -> NameRecord {
@@ -52,13 +52,13 @@ fn conforms(store: &Store) {
     assert!(store.list_names("tenant").unwrap().is_empty());
     let names: Vec<ImageName> = ["a", "a:2", "a/b:c", "b"].iter().map(|name| name.parse().unwrap()).collect();
     for name in &names {
-        assert!(store.swap_name("tenant", name, &record(1), &Version::Absent).unwrap());
+        assert_eq!(store.swap_name("tenant", name, &record(1), &Version::Absent).unwrap(), Swapped::Done);
     }
     let (_, version) = store.read_entry("tenant", &names[1]).unwrap();
-    assert!(store.swap_name("tenant", &names[1], &record(2), &version).unwrap());
-    assert!(!store.swap_name("tenant", &names[1], &record(3), &version).unwrap());
-    assert!(!store.swap_name("tenant", &names[1], &record(3), &Version::Absent).unwrap());
-    assert!(store.swap_name("other", &names[0], &record(9), &Version::Absent).unwrap());
+    assert_eq!(store.swap_name("tenant", &names[1], &record(2), &version).unwrap(), Swapped::Done);
+    assert_eq!(store.swap_name("tenant", &names[1], &record(3), &version).unwrap(), Swapped::Conflict);
+    assert_eq!(store.swap_name("tenant", &names[1], &record(3), &Version::Absent).unwrap(), Swapped::Conflict);
+    assert_eq!(store.swap_name("other", &names[0], &record(9), &Version::Absent).unwrap(), Swapped::Done);
     let listed = store.list_names("tenant").unwrap();
     assert_eq!(
         listed.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(),
@@ -141,8 +141,8 @@ fn one_damaged_record_hides_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), &StoreOptions::default()).unwrap();
     let (good, bad): (ImageName, ImageName) = ("good".parse().unwrap(), "bad".parse().unwrap());
-    assert!(store.swap_name("t", &good, &record(1), &Version::Absent).unwrap());
-    assert!(store.swap_name("t", &bad, &record(1), &Version::Absent).unwrap());
+    assert_eq!(store.swap_name("t", &good, &record(1), &Version::Absent).unwrap(), Swapped::Done);
+    assert_eq!(store.swap_name("t", &bad, &record(1), &Version::Absent).unwrap(), Swapped::Done);
     std::fs::write(folder.path().join(Store::name_path("t", &bad)), b"").unwrap();
     let listed = store.list_names("t").unwrap();
     assert_eq!(listed.len(), 2);
