@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::stores::only_on_files;
 use crate::world::{World, test_image, tool};
 
 /// All numbers and texts of a document, whatever its shape, so that a test names only what it is about.
@@ -63,13 +64,9 @@ fn du_agrees_with_the_files() {
     let world = World::with_small();
     world.run(&[], &["cat", "/data/pattern"]).success();
     let report = world.json(&["du"]).to_string();
-    let bytes = |directory: &Path| {
-        let mut total = 0;
-        crate::world::walk(directory, &mut |path| total += path.metadata().unwrap().len());
-        total
-    };
-    let chunks: u64 = world.chunk_files().iter().map(|path| path.metadata().unwrap().len()).sum();
-    assert!(bytes(&world.path("store")) >= chunks);
+    let stored = world.objects("store").list();
+    let chunks: u64 = stored.iter().filter(|(path, _)| path.contains("/chunks/")).map(|(_, bytes)| bytes).sum();
+    assert!(chunks > 0);
     assert!(report.contains(&chunks.to_string()), "stored chunks are {chunks} bytes: {report}");
     assert!(!world.snowmelt(["du"]).success().stdout().is_empty());
 }
@@ -101,6 +98,7 @@ fn exports_are_sparse_and_never_overwrite() {
 #[test]
 fn keys_are_made_once_and_only_their_owner_reads_them() {
     use std::os::unix::fs::PermissionsExt;
+    only_on_files!();
     let world = World::with_small();
     let mut files = Vec::new();
     crate::world::walk(&world.path("keys"), &mut |path| {
@@ -137,13 +135,15 @@ fn nothing_readable_lies_in_the_store_or_in_the_cache() {
     let world = World::with_small();
     world.run(&[], &["cat", "/etc/greeting"]).success();
     let secret = b"hello from snowmelt";
-    for place in ["store", "cache"] {
-        crate::world::walk(&world.path(place), &mut |path| {
-            let bytes = std::fs::read(path).unwrap();
-            let readable = bytes.windows(secret.len()).any(|window| window == secret);
-            assert!(!readable, "{} holds a file's content in the clear", path.display());
-        });
-    }
+    let check = |path: &str, bytes: &[u8]| {
+        let readable = bytes.windows(secret.len()).any(|window| window == secret);
+        assert!(!readable, "{path} holds a file's content in the clear");
+    };
+    let store = world.objects("store");
+    store.list().iter().for_each(|(path, _)| check(path, &store.read(path)));
+    crate::world::walk(&world.path("cache"), &mut |path| {
+        check(&path.display().to_string(), &std::fs::read(path).unwrap());
+    });
 }
 
 #[test]
@@ -155,10 +155,10 @@ fn configuration_by_file_environment_and_flags_in_rising_order() {
     };
     assert!(greets(&world, &[]));
     // The environment names the store; a flag overrides it.
-    assert!(!greets(&world, &["--store", &world.text("empty")]));
+    assert!(!greets(&world, &["--store", &world.store_url("empty")]));
     // The file is the weakest: it counts where the environment is silent.
-    std::fs::write(world.path("config.toml"), format!("store = {:?}\n", world.text("store"))).unwrap();
-    world.set("SNOWMELT_STORE", world.text("elsewhere"));
+    std::fs::write(world.path("config.toml"), format!("store = {:?}\n", world.store_url("store"))).unwrap();
+    world.set("SNOWMELT_STORE", world.store_url("elsewhere"));
     assert!(!greets(&world, &[]));
     let file_only =
         world.command(["run", "small", "--", "cat", "/etc/greeting"]).env_remove("SNOWMELT_STORE").spawn().unwrap();
@@ -178,16 +178,19 @@ fn help_version_and_completions() {
     let script = world.path("completions.bash");
     std::fs::write(&script, world.snowmelt(["completions", "bash"]).success().stdout).unwrap();
     tool("bash", &["-n", script.to_str().unwrap()]);
-    assert!(!world.path("store").exists(), "help makes no store");
+    assert!(world.objects("store").list().is_empty() && !world.path("store").exists(), "help makes no store");
 }
 
 /// Whatever surrounds it, the same layers give the same bytes: under one salt, the same chunks.
 #[test]
 fn time_zone_umask_and_locale_change_no_byte() {
-    let world = World::new();
+    let mut world = World::new();
+    // In a store's own, two stores would have two.
+    world.set("SNOWMELT_SALT_KEY", "local");
     let ids = |store: &str, prepare: &str| {
         let snowmelt = env!("CARGO_BIN_EXE_snowmelt");
-        let script = format!("{prepare}; exec {snowmelt} --store {store} publish {} small", test_image("small"));
+        let (url, image) = (world.store_url(store), test_image("small"));
+        let script = format!("{prepare}; exec {snowmelt} --store {url} publish {image} small");
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", &script]);
         for (name, value) in world.command(["images"]).get_envs() {
@@ -197,15 +200,11 @@ fn time_zone_umask_and_locale_change_no_byte() {
         }
         let finished = shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         crate::world::finish(finished).success();
-        let mut ids = Vec::new();
-        crate::world::walk(&Path::new(store).join("roots/main/chunks"), &mut |path| {
-            ids.push(path.file_name().unwrap().to_owned());
-        });
-        ids.sort();
-        ids
+        let stored = world.objects(store).list().into_iter().map(|(path, _)| path);
+        stored.filter(|path| path.starts_with("roots/main/chunks/")).collect::<Vec<_>>()
     };
-    let plain = ids(&world.text("plain"), "export TZ=UTC LC_ALL=C; umask 022");
-    let strange = ids(&world.text("strange"), "export TZ=Pacific/Kiritimati LC_ALL=tr_TR.UTF-8 LANG=tr_TR; umask 077");
+    let plain = ids("plain", "export TZ=UTC LC_ALL=C; umask 022");
+    let strange = ids("strange", "export TZ=Pacific/Kiritimati LC_ALL=tr_TR.UTF-8 LANG=tr_TR; umask 077");
     assert!(plain.len() > 5);
     assert_eq!(plain, strange);
 }
@@ -276,8 +275,11 @@ fn starts_are_remembered_by_command() {
         let finished = world.snowmelt(arguments).success();
         serde_json::from_str(&finished.stderr).unwrap()
     };
-    let starts = world.path("store/roots/main/starts/default");
-    let logs = || std::fs::read_dir(&starts).unwrap().next().unwrap().unwrap().path();
+    let store = world.objects("store");
+    let logs = || {
+        let stored = store.list().into_iter().map(|(path, _)| path);
+        stored.filter(|path| path.starts_with("roots/main/starts/default/")).collect::<Vec<_>>()
+    };
     let number = |figures: &Value, name: &str| figures[name].as_u64().unwrap();
     let first = figures(&[], &["md5sum", "/data/pattern"]);
     let again = figures(&[], &["md5sum", "/data/pattern"]);
@@ -289,20 +291,17 @@ fn starts_are_remembered_by_command() {
         number(&other, "touched_chunks") < number(&first, "touched_chunks"),
         "what another command reads stays where it is"
     );
-    assert!(logs().join("common").exists(), "two commands have something in common");
-    // Another machine, which reaches the store by HTTP and has nothing yet, knows it too.
-    let (mut server, address) = crate::damage::serve(&world.path("store"));
-    let (url, cache) = (format!("http://{address}/"), world.text("other-cache"));
-    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache];
+    assert!(logs().iter().any(|path| path.ends_with("/common")), "two commands have something in common");
+    // Another machine, which reaches the store by its network and has nothing yet, knows it too.
+    let served = crate::damage::serve_store(&world);
+    let cache = world.text("other-cache");
+    let elsewhere = [&served.options()[..], &["--cache-dir", &cache]].concat();
     let known = figures(&elsewhere, &["md5sum", "/data/pattern"]);
     assert!(number(&known, "prefetched_chunks") > 0, "{known}");
     assert_eq!(known["touched_chunks"], first["touched_chunks"]);
-    let _ = server.kill();
-    let _ = server.wait();
+    drop(served);
     // A log that was damaged is none.
-    for log in std::fs::read_dir(logs()).unwrap() {
-        std::fs::write(log.unwrap().path(), "nonsense").unwrap();
-    }
+    logs().iter().for_each(|log| store.write(log, "nonsense"));
     let healed = figures(&[], &["md5sum", "/data/pattern"]);
     assert_eq!(healed["touched_chunks"], first["touched_chunks"]);
     let without = figures(&["--prefetch", "false"], &["cat", "/etc/greeting"]);

@@ -57,10 +57,7 @@ fn names_one_of(text: &str, chunks: &[PathBuf]) -> bool {
 fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
     let world = World::with_small();
     let victims = chunks_of_no_start(&world);
-    for victim in &victims {
-        make_writable(victim);
-        damage(victim);
-    }
+    victims.iter().for_each(|victim| world.damage_stored(victim));
 
     let read = world.run(&[], &["sh", "-c", &format!("echo whole; {READ_MANY}")]);
     assert_ne!(read.code, 0);
@@ -71,9 +68,7 @@ fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
     assert!(names_one_of(&verified.stderr, &victims), "{}", verified.stderr);
 
     // Whole again at the origin: whole again for the next reader, nothing wrong was kept.
-    for victim in &victims {
-        damage(victim);
-    }
+    victims.iter().for_each(|victim| world.damage_stored(victim));
     world.run(&[], &["sh", "-c", READ_MANY]).success();
     world.snowmelt(["verify", "small"]).success();
 }
@@ -82,9 +77,7 @@ fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
 fn a_missing_chunk_is_an_io_error_and_is_named() {
     let world = World::with_small();
     let victims = chunks_of_no_start(&world);
-    for victim in &victims {
-        std::fs::remove_file(victim).unwrap();
-    }
+    victims.iter().for_each(|victim| world.remove_stored(victim));
 
     let read = world.run(&[], &["sh", "-c", READ_MANY]);
     assert_ne!(read.code, 0);
@@ -94,7 +87,8 @@ fn a_missing_chunk_is_an_io_error_and_is_named() {
 
     // Publishing the image again is the operator's cure.
     world.snowmelt(["publish", &test_image("small"), "small"]).success();
-    assert!(victims.iter().all(|victim| victim.exists()), "the chunks are stored again");
+    let stored = world.chunk_files();
+    assert!(victims.iter().all(|victim| stored.contains(victim)), "the chunks are stored again");
     world.run(&[], &["sh", "-c", READ_MANY]).success();
 }
 
@@ -113,7 +107,7 @@ fn a_damaged_cache_heals_from_the_store() {
     assert!(damaged > 0, "chunks are kept in the cache");
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
     // And it is cured: with the store's chunks gone, the cache has what it takes.
-    std::fs::rename(world.path("store/roots/main/chunks"), world.path("elsewhere")).unwrap();
+    world.chunk_files().iter().for_each(|chunk| world.remove_stored(chunk));
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
 }
 
@@ -121,8 +115,7 @@ fn a_damaged_cache_heals_from_the_store() {
 fn publishing_again_with_repair_is_the_cure_for_damage() {
     let world = World::with_small();
     let victim = world.chunk_files().remove(0);
-    make_writable(&victim);
-    damage(&victim);
+    world.damage_stored(&victim);
     let verified = world.snowmelt(["verify", "small"]).failure(1, &[]);
     assert!(verified.stdout().contains("snowmelt publish --repair"), "{}", verified.stdout());
     assert!(!verified.stderr.contains('\u{1b}'), "no colours in a pipe: {}", verified.stderr);
@@ -137,16 +130,9 @@ fn publishing_again_with_repair_is_the_cure_for_damage() {
 #[test]
 fn a_damaged_manifest_is_refused() {
     let world = World::with_small();
-    let mut manifests = Vec::new();
-    walk(&world.path("store"), &mut |path| {
-        if path.components().any(|part| part.as_os_str() == "manifests") {
-            manifests.push(path.to_owned());
-        }
-    });
-    for manifest in &manifests {
-        make_writable(manifest);
-        damage(manifest);
-    }
+    let stored = world.objects("store").list();
+    let manifests: Vec<_> = stored.iter().filter(|(path, _)| path.contains("/manifests/")).collect();
+    manifests.iter().for_each(|(path, _)| world.damage_stored(path.as_ref()));
     assert!(!manifests.is_empty());
     world.run(&[], &["true"]).failure(125, &["small"]);
 }
@@ -169,19 +155,52 @@ pub fn serve(folder: &Path) -> (std::process::Child, String) {
     (server, address)
 }
 
-/// Serves the store by HTTP, and behind a proxy that can fall silent.
-fn serve_store(world: &World) -> (std::process::Child, Proxy) {
+/// A world's store as it is reached by the network, behind a proxy that can fall silent.
+pub struct Served {
+    server: Option<std::process::Child>,
+    pub proxy: Proxy,
+    /// What messages call the store.
+    url: String,
+    options: Vec<String>,
+}
+
+impl Served {
+    /// How commands are told to go there.
+    pub fn options(&self) -> Vec<&str> {
+        self.options.iter().map(String::as_str).collect()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// A folder is served as it is; a bucket has its server.
+pub fn serve_store(world: &World) -> Served {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    if let Some(servers) = world.servers() {
+        let proxy = Proxy::cutting(servers.s3.strip_prefix("http://").unwrap(), 0, 0);
+        let options = words(&["--s3-endpoint", &format!("http://{}", proxy.address)]);
+        return Served { server: None, proxy, url: world.store_url("store"), options };
+    }
     let (server, address) = serve(&world.path("store"));
-    (server, Proxy::cutting(&address, 0, 0))
+    let proxy = Proxy::cutting(&address, 0, 0);
+    let url = format!("http://{}/", proxy.address);
+    Served { server: Some(server), options: words(&["--store", &url, "--allow-http"]), proxy, url }
 }
 
 #[test]
 fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
     let world = World::with_small();
-    let (mut server, proxy) = serve_store(&world);
-    let url = format!("http://{}/", proxy.address);
+    let served = serve_store(&world);
+    let (proxy, options) = (&served.proxy, served.options());
     let remote = |world: &World, command: &[&str]| {
-        let arguments = [&["--store", url.as_str(), "--allow-http", "run", "small", "--"][..], command].concat();
+        let arguments = [&options[..], &["run", "small", "--"], command].concat();
         world.command(arguments).spawn().unwrap()
     };
     let greeting = crate::world::finish(remote(&world, &["cat", "/etc/greeting"])).success();
@@ -213,16 +232,14 @@ fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
     let expected = world.run(&[], &["sh", "-c", each]).success().stdout;
     assert!(rest.len() < expected.len() && expected.starts_with(&rest), "{} bytes, none of them wrong", rest.len());
     proxy.set_silent(false);
-    let _ = server.kill();
-    let _ = server.wait();
 }
 
 /// Opening an image keeps to the deadline too, and a sandbox that is to fail does so soon.
 #[test]
 fn a_silent_store_does_not_hold_up_a_start_for_longer_than_configured() {
     let world = World::with_small();
-    let (mut server, proxy) = serve_store(&world);
-    let url = format!("http://{}/", proxy.address);
+    let served = serve_store(&world);
+    let (proxy, options) = (&served.proxy, served.options());
     proxy.set_silent(true);
     for settings in [
         &["--deadline-ms", "1000"][..],
@@ -230,14 +247,13 @@ fn a_silent_store_does_not_hold_up_a_start_for_longer_than_configured() {
         &["--on-unavailable", "fail", "--deadline-ms", "500"],
     ] {
         let started = std::time::Instant::now();
-        let arguments = [&["--store", &url, "--allow-http"][..], settings, &["run", "small", "--", "true"]].concat();
-        world.snowmelt(arguments).failure(125, &["small", &url]);
+        let arguments = [&options[..], settings, &["run", "small", "--", "true"]].concat();
+        world.snowmelt(arguments).failure(125, &["small", &served.url]);
         // Without the settings it would be two minutes.
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{settings:?}: {:?}", started.elapsed());
     }
     proxy.set_silent(false);
-    let _ = server.kill();
-    let _ = server.wait();
+    drop(served);
     world.assert_nothing_left();
 }
 
@@ -245,10 +261,10 @@ fn a_silent_store_does_not_hold_up_a_start_for_longer_than_configured() {
 #[test]
 fn a_stall_is_told_to_the_operator() {
     let world = World::with_small();
-    let (mut server, proxy) = serve_store(&world);
-    let url = format!("http://{}/", proxy.address);
+    let served = serve_store(&world);
+    let (proxy, options) = (&served.proxy, served.options());
     let script = format!("echo ready; read line; {READ_MANY}");
-    let settings = ["--store", &url, "--allow-http", "--prefetch", "false"];
+    let settings = [&options[..], &["--prefetch", "false"]].concat();
     let mut child = world
         .command([&settings[..], &["run", "-i", "small", "sh", "-c", &script]].concat())
         .stdin(std::process::Stdio::piped())
@@ -268,8 +284,6 @@ fn a_stall_is_told_to_the_operator() {
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut messages, &mut rest).unwrap();
     assert_eq!(crate::world::wait(&mut child), 0, "{rest}");
-    let _ = server.kill();
-    let _ = server.wait();
 }
 
 /// Killed while the kernel waits for the device that it serves, an agent once waited for itself for ever: its descriptors
@@ -277,11 +291,11 @@ fn a_stall_is_told_to_the_operator() {
 #[test]
 fn an_agent_killed_while_it_mounts_does_not_wait_for_itself() {
     let world = World::with_small();
-    let (mut server, proxy) = serve_store(&world);
-    let url = format!("http://{}/", proxy.address);
+    let served = serve_store(&world);
+    let (proxy, options) = (&served.proxy, served.options());
     // Enough for name and manifest, too little for the first chunk.
     proxy.set_silent_after(100 << 10);
-    let mut child = world.command(["--store", &url, "--allow-http", "run", "small", "--", "true"]).spawn().unwrap();
+    let mut child = world.command([&options[..], &["run", "small", "--", "true"]].concat()).spawn().unwrap();
     let agent = || -> Option<i32> {
         let sandbox =
             std::fs::read_dir(world.path("state")).ok()?.flatten().find(|entry| entry.file_name().len() == 12)?;
@@ -298,8 +312,7 @@ fn an_agent_killed_while_it_mounts_does_not_wait_for_itself() {
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
     assert_eq!(crate::world::wait(&mut child), 125, "{message}");
     assert!(message.contains("ended unexpectedly"), "{message}");
-    let _ = server.kill();
-    let _ = server.wait();
+    drop(served);
     world.assert_nothing_left();
     crate::world::tool("timeout", &["60", "sync"]);
 }

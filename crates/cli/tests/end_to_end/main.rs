@@ -2,7 +2,8 @@
 //!
 //! Nothing is faked and nothing is skipped: without root, FUSE, loop devices or runc these tests fail and say so.
 //! Images come from `scripts/test-images` (built from the machine's own package sources, and cached); every test has its
-//! own store, cache, keys and state in a directory of its own, see [`world::World`].
+//! own cache, keys and state in a directory of its own, see [`world::World`], and its own store there or in a bucket, see
+//! [`stores`].
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod collection;
@@ -17,6 +18,7 @@ mod proxy;
 mod registry;
 mod running;
 mod sources;
+mod stores;
 mod terminal;
 mod tree;
 mod world;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::stores::only_on_files;
 use crate::world::{World, test_image, tool, walk};
 
 #[test]
@@ -96,6 +97,7 @@ fn tenants_that_are_not_tenants() {
 /// A web server that only gives: publishing fails before any work is done.
 #[test]
 fn stores_that_can_only_be_read() {
+    only_on_files!();
     let world = World::with_small();
     let (mut server, address) = crate::damage::serve(&world.path("store"));
     let url = format!("http://{address}/");
@@ -114,7 +116,7 @@ fn stores_that_can_only_be_read() {
 fn one_damaged_name_is_reported_and_can_be_removed() {
     let world = World::with_small();
     world.snowmelt(["publish", &test_image("small"), "other"]).success();
-    std::fs::write(world.path("store/names/default/other/latest"), "").unwrap();
+    world.objects("store").write("names/default/other/latest", "");
     let listed = world.snowmelt(["images"]).success();
     assert!(listed.stdout().contains("small"), "{listed:?}");
     assert!(listed.stderr.contains("other:latest") && listed.stderr.contains("snowmelt rm"), "{listed:?}");
@@ -146,7 +148,8 @@ fn configuration_files_with_mistakes() {
 
 #[test]
 fn stores_over_plain_http_only_when_asked() {
-    let world = World::new();
+    let mut world = World::new();
+    world.set("SNOWMELT_ALLOW_HTTP", "false");
     world.snowmelt(["--store", "http://127.0.0.1:1/", "run", "small", "--", "true"]).failure(125, &["--allow-http"]);
 }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::stores::{self, Objects, Servers};
+
 /// How long anything may take before a test gives up on it. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -76,16 +78,34 @@ impl Finished {
 pub struct World {
     directory: tempfile::TempDir,
     variables: Vec<(String, String)>,
+    /// Where the stores are buckets.
+    servers: Option<&'static Servers>,
 }
 
 impl World {
     pub fn new() -> Self {
+        Self::with_stores_on(stores::is_s3().then(|| {
+            stores::servers().expect("SNOWMELT_TEST_STORE=s3 takes servers: scripts/test-servers run -- cargo test …")
+        }))
+    }
+
+    /// A world whose stores are in a bucket, whatever those of other tests are; none where no server runs, which is said.
+    pub fn on_s3(test: &str) -> Option<Self> {
+        let servers = stores::servers();
+        if servers.is_none() {
+            println!("DOES NOT RUN: {test}: no server for it: scripts/test-servers run -- cargo test …");
+        }
+        servers.map(|servers| Self::with_stores_on(Some(servers)))
+    }
+
+    fn with_stores_on(servers: Option<&'static Servers>) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "end-to-end tests mount file systems and start containers: run them as root"
         );
         let directory = tempfile::Builder::new().prefix("snowmelt-test-").tempdir().unwrap();
-        let world = Self { directory, variables: Vec::new() };
+        let variables = servers.map(Servers::variables).unwrap_or_default();
+        let world = Self { directory, variables, servers };
         std::fs::write(world.path("config.toml"), "").unwrap();
         world
     }
@@ -110,13 +130,38 @@ impl World {
         self.path(name).to_str().unwrap().to_owned()
     }
 
+    /// The URL of a store of this world; `store` is the one that commands use when nothing else is said.
+    pub fn store_url(&self, name: &str) -> String {
+        match self.servers {
+            Some(_) => format!("s3://{}/{}", stores::BUCKET, self.prefix(name)),
+            None => self.text(name),
+        }
+    }
+
+    /// The servers of its stores, where those are buckets.
+    pub fn servers(&self) -> Option<&'static Servers> {
+        self.servers
+    }
+
+    fn prefix(&self, name: &str) -> String {
+        format!("{}/{name}", self.directory.path().file_name().unwrap().to_str().unwrap())
+    }
+
+    /// What is in the store of that name.
+    pub fn objects(&self, name: &str) -> Objects {
+        match self.servers {
+            Some(servers) => Objects::of_bucket(servers, &self.prefix(name)),
+            None => Objects::of_folder(&self.path(name)),
+        }
+    }
+
     /// The binary, in this world's environment.
     pub fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snowmelt"));
         command
             .args(arguments)
             .env("SNOWMELT_CONFIG", self.path("config.toml"))
-            .env("SNOWMELT_STORE", self.path("store"))
+            .env("SNOWMELT_STORE", self.store_url("store"))
             .env("SNOWMELT_STATE_DIR", self.path("state"))
             .env("SNOWMELT_CACHE_DIR", self.path("cache"))
             .env("SNOWMELT_KEYS_DIR", self.path("keys"))
@@ -124,6 +169,7 @@ impl World {
             .env("DOCKER_CONFIG", self.path("docker"))
             .env_remove("SNOWMELT_TENANT")
             .env_remove("RUST_BACKTRACE")
+            .env_remove("AWS_PROFILE")
             .current_dir(self.directory.path())
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -190,16 +236,28 @@ impl World {
         assert!(!is_mount_point(directory), "{} is still mounted", directory.display());
     }
 
-    /// Every chunk file of the store.
+    /// Every chunk of the store: where it lies, as a file where the store is a folder.
     pub fn chunk_files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        walk(&self.path("store"), &mut |path| {
-            if path.components().any(|part| part.as_os_str() == "chunks") {
-                files.push(path.to_owned());
-            }
-        });
-        files.sort();
-        files
+        let root = if self.servers.is_some() { PathBuf::new() } else { self.path("store") };
+        let all = self.objects("store").list();
+        all.iter().filter(|(path, _)| path.contains("/chunks/")).map(|(path, _)| root.join(path)).collect()
+    }
+
+    /// Flips a bit in the middle of something in the store, which [`World::chunk_files`] gave or a path in it names.
+    pub fn damage_stored(&self, path: &Path) {
+        let (objects, path) = (self.objects("store"), self.path_in_store(path));
+        let mut bytes = objects.read(&path);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+        objects.write(&path, bytes);
+    }
+
+    pub fn remove_stored(&self, path: &Path) {
+        self.objects("store").remove(&self.path_in_store(path));
+    }
+
+    fn path_in_store(&self, path: &Path) -> String {
+        path.strip_prefix(self.path("store")).unwrap_or(path).to_str().unwrap().to_owned()
     }
 
     /// Processes that were started in this world and still run: their command line or environment names its directory.
