@@ -31,13 +31,15 @@ lint: ## format, clippy, documentation, licences and sources
 test: setup lint test-images ## everything: installs what is missing, then lint, unit, property and end-to-end tests (root)
 	$(CARGO) build --locked --workspace --bins --examples
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		set -ex; $(CARGO) nextest run --locked --workspace; $(CARGO) test --locked --workspace --doc --quiet; \
+		set -ex; scripts/test-servers run -- $(CARGO) nextest run --locked --workspace; \
+		$(CARGO) test --locked --workspace --doc --quiet; \
 	else \
-		set -ex; $(CARGO) test --locked --workspace; \
+		set -ex; scripts/test-servers run -- $(CARGO) test --locked --workspace; \
 	fi
 
-test-images: ## build the images that tests and benchmarks use (cached)
+test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)
 	scripts/test-images
+	scripts/test-servers install
 
 bench: ## run every benchmark side by side and write docs/benchmarks.md (about half an hour)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench

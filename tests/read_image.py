@@ -124,8 +124,16 @@ def parse_key_file(text, path):
     return bytes.fromhex(text.strip())
 
 
-def read_tenant_key(folder, tenant):
-    path = os.path.join(folder, tenant + ".key")
+def read_tenant_key(folder, tenant, named):
+    key = read_key_file(folder, tenant + ".key")
+    # One from before a rotation has its id in its name.
+    if key_id(key) != named and re.fullmatch("local:[0-9a-f]{16}", named):
+        key = read_key_file(folder, f"{tenant}.{named.removeprefix('local:')}.key")
+    return key
+
+
+def read_key_file(folder, name):
+    path = os.path.join(folder, name)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
@@ -255,7 +263,7 @@ def read_image(store, keys, tenant, image, output):
     stored = sum(length for _, length, _ in manifest.records)
     if record["stored_bytes"] != stored:
         raise Refused("invalid", f"the name's record counts {record['stored_bytes']} stored bytes rather than {stored}")
-    data_key = unwrap(tenant, read_tenant_key(keys, tenant), manifest.key_id, manifest.wrapped)
+    data_key = unwrap(tenant, read_tenant_key(keys, tenant, manifest.key_id), manifest.key_id, manifest.wrapped)
     secrets, metadata = manifest.open(data_key)
     metadata = json.loads(metadata)
     if not {"config", "source_digest", "content_bytes"} <= metadata.keys():

@@ -136,6 +136,12 @@ mod tests {
     }
 
     #[test]
+    fn a_process_can_do_without_core_files() {
+        no_core_files();
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), rustix::process::DumpableBehavior::NotDumpable);
+    }
+
+    #[test]
     fn secrets_move_between_threads() {
         let secret = SecretBytes::copy_of(&[9; 32]);
         let secret = std::thread::spawn(move || secret).join().unwrap();

@@ -98,9 +98,7 @@ impl Vault {
         sealed_under: Option<&str>,
         (name, value): (&str, &str),
     ) -> Result<serde_json::Value, Error> {
-        let bound: serde_json::Map<_, _> =
-            binding(use_).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        let bound = BASE64_STANDARD.encode(serde_json::Value::Object(bound).to_string());
+        let bound = BASE64_STANDARD.encode(associated_text(use_));
         // Made by hand, so that the one copy of the value is wiped. None of the three needs escaping: see `version`.
         let body = Zeroizing::new(format!(r#"{{"{name}":"{value}","associated_data":"{bound}","context":"{bound}"}}"#));
         let path = format!("{}/{operation}/{}", self.mount, self.key);
@@ -178,6 +176,12 @@ impl KeyService for Vault {
     fn describe(&self) -> String {
         format!("vault:{}/{}", self.mount, self.key)
     }
+}
+
+/// What a wrapped key is bound to, as docs/format.md has it: JSON without spaces.
+fn associated_text(use_: &KeyUse<'_>) -> String {
+    let values = binding(use_).into_iter().map(|(name, value)| (name.to_owned(), value.into()));
+    serde_json::Value::Object(values.collect()).to_string()
 }
 
 /// The key's version in a ciphertext, `vault:v<version>:<base64>`; `None` for anything else.

@@ -40,6 +40,13 @@ fn a_key_knows_its_ids() {
     }
 }
 
+/// Where this fails, manifests that are stored no longer open.
+#[test]
+fn a_key_is_bound_to_what_the_format_says() {
+    let use_ = KeyUse { tenant: "a", image: "python/app:latest" };
+    assert_eq!(associated_text(&use_), r#"{"snowmelt:image":"python/app:latest","snowmelt:tenant":"a"}"#);
+}
+
 proptest! {
     /// Nothing is at that address, so whatever is sent fails there; what is not even sent is not authentic.
     #[test]

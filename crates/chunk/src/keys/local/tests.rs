@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use std::os::unix::fs::PermissionsExt as _;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn use_of(tenant: &str) -> KeyUse<'_> {
@@ -175,5 +177,20 @@ fn a_key_id_from_a_manifest_leads_to_no_other_file() {
     for id in ["local:", "local:../../../etc/x", "local:0123456789ABCDEF", "local:0123456789abcdef0", "awskms:x", ""] {
         let wrapped = WrappedKey { key_id: id.into(), bytes: vec![0; 60] };
         assert!(matches!(keys.unwrap_data_key(&use_of("a"), &wrapped), Err(Error::NoKey { .. })), "{id}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn hostile_wrapped_keys_give_errors(id in "(local:)?\\PC{0,24}", bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = LocalKeys::new(folder.path());
+        let (_, ours) = keys.generate_data_key(&use_of("a")).unwrap();
+        for key_id in [id, ours.key_id] {
+            let unwrapped = keys.unwrap_data_key(&use_of("a"), &WrappedKey { key_id, bytes: bytes.clone() });
+            prop_assert!(unwrapped.is_err());
+        }
     }
 }
