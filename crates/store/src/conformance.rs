@@ -278,6 +278,15 @@ fn s3_conforms() {
     store_conforms(&s3("conforms", |_| {}));
 }
 
+/// Against Azurite, with `AZURE_STORAGE_USE_EMULATOR=true` and its container `snowmelt-test`.
+#[test]
+#[ignore = "needs Azurite, which no package of Debian or PyPI has: npx azurite-blob --skipApiVersionCheck"]
+fn azure_conforms() {
+    let unique = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    let options = StoreOptions { allow_http: true, ..StoreOptions::default() };
+    store_conforms(&Store::open(&format!("az://snowmelt-test/conforms-{unique}"), &options).unwrap());
+}
+
 #[test]
 fn only_one_of_many_swaps_wins() {
     let folder = tempfile::tempdir().unwrap();
