@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use snowmelt_chunk::{KeyService, LocalKeys};
+use snowmelt_chunk::{KeyRing, LocalKeys};
+use snowmelt_keys::Service;
 use snowmelt_sandbox::StateDir;
 use snowmelt_store::readback::{OpenedImage, Opening, open_image};
 use snowmelt_store::{ImageName, SeenNames, Store, StoreOptions};
@@ -22,27 +23,49 @@ impl App {
     }
 
     pub(crate) fn store(&self) -> Result<Store> {
+        self.open_store(&self.config.store, self.config.root.clone())
+    }
+
+    /// Another store, reached with the same settings; its active root.
+    pub(crate) fn store_at(&self, url: &str) -> Result<Store> {
+        self.open_store(url, None)
+    }
+
+    fn open_store(&self, url: &str, root: Option<String>) -> Result<Store> {
         let options = StoreOptions {
             allow_http: self.config.allow_http,
-            root: self.config.root.clone(),
+            root,
             s3: self.config.s3.clone(),
             ..StoreOptions::default()
         };
-        Ok(Store::open(&self.config.store, &options)?)
+        Ok(Store::open(url, &options)?)
+    }
+
+    /// The tenants to work on: all that the store knows, or the one that is set.
+    pub(crate) fn tenants(&self, store: &Store, all: bool) -> Result<Vec<String>> {
+        Ok(if all { store.list_tenants()? } else { vec![self.config.tenant.clone()] })
     }
 
     pub(crate) fn local_keys(&self) -> LocalKeys {
         LocalKeys::new(&self.config.keys_dir)
     }
 
-    pub(crate) fn keys(&self) -> Box<dyn KeyService> {
-        Box::new(self.local_keys())
+    /// A tenant's keys, as they are set up.
+    pub(crate) fn keys(&self, tenant: &str) -> Result<KeyRing> {
+        self.keys_of(&self.config.keys, &self.config.previous_keys, tenant)
+    }
+
+    /// A tenant's keys in these services.
+    pub(crate) fn keys_of(&self, service: &Service, previous: &[Service], tenant: &str) -> Result<KeyRing> {
+        let options =
+            snowmelt_keys::Options { allow_http: self.config.allow_http, ..snowmelt_keys::Options::default() };
+        Ok(snowmelt_keys::open(service, previous, tenant, &self.config.keys_dir, &options)?)
     }
 
     pub(crate) fn open_image(&self, store: &Store, name: &ImageName) -> Result<OpenedImage> {
-        let keys = self.keys();
+        let keys = self.keys(&self.config.tenant)?;
         let seen = SeenNames::new(&self.config.cache_dir);
-        let opening = Opening { tenant: &self.config.tenant, keys: &*keys, seen: Some(&seen) };
+        let opening = Opening { tenant: &self.config.tenant, keys: &keys, seen: Some(&seen) };
         Ok(open_image(store, name, &opening)?)
     }
 

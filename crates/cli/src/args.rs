@@ -1,14 +1,18 @@
 //! What can be said on the command line.
 
+mod upkeep;
+
 use std::path::PathBuf;
 
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgAction, Parser, Subcommand};
 use snowmelt_chunk::Suite;
 use snowmelt_image::{Platform, SourceRef};
+use snowmelt_keys::Service;
 use snowmelt_sandbox::{Network, Volume};
 use snowmelt_store::ImageName;
 
+pub(crate) use self::upkeep::*;
 use crate::units::{Age, Size, parse_cpus, parse_memory};
 
 const AFTER_HELP: &str = "\
@@ -36,7 +40,7 @@ pub(crate) struct GlobalArgs {
     /// Configuration file.
     #[arg(long, global = true, value_name = "FILE", env = "SNOWMELT_CONFIG", help_heading = "Global options")]
     pub(crate) config: Option<PathBuf>,
-    /// Where images are stored: a folder, file:///folder, or an https:// URL to read from.
+    /// Where images are stored: a folder, s3://bucket/prefix, gs://…, az://…, or an https:// URL to read from.
     #[arg(long, global = true, value_name = "URL", env = "SNOWMELT_STORE", help_heading = "Global options")]
     pub(crate) store: Option<String>,
     /// Whose images and keys.
@@ -51,6 +55,27 @@ pub(crate) struct GlobalArgs {
     /// Where keys are kept; they are made on first use.
     #[arg(long, global = true, value_name = "DIR", env = "SNOWMELT_KEYS_DIR", help_heading = "Global options")]
     pub(crate) keys_dir: Option<PathBuf>,
+    /// Where tenants' keys are: local, awskms:KEY, vault:MOUNT/KEY; {tenant} stands for the tenant.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SERVICE",
+        env = "SNOWMELT_KEYS",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) keys: Option<Service>,
+    /// Where they were before: images that were sealed there still open.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SERVICE,…",
+        env = "SNOWMELT_PREVIOUS_KEYS",
+        value_delimiter = ',',
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) previous_keys: Option<Vec<Service>>,
     /// Allow a store that is reached by plain HTTP.
     #[arg(long, global = true, env = "SNOWMELT_ALLOW_HTTP", value_parser = FalseyValueParser::new(),
           help_heading = "Global options")]
@@ -178,6 +203,11 @@ pub(crate) enum Command {
     Export(ExportArgs),
     Rm(RmArgs),
     Du(DuArgs),
+    Cp(CpArgs),
+    Gc(GcArgs),
+    Salt(SaltArgs),
+    Keys(KeysArgs),
+    Scrub(ScrubArgs),
     Completions(CompletionsArgs),
     /// Serves one sandbox. Started by run and mount.
     #[command(hide = true)]
@@ -197,7 +227,8 @@ Examples:
   snowmelt publish docker://localhost:5000/python:3.12
   snowmelt publish oci:./layout:latest tools/python:3.12
   snowmelt publish docker-archive:image.tar --platform linux/arm64
-  snowmelt publish dir:/srv/rootfs sandbox --free 4GiB")]
+  snowmelt publish dir:/srv/rootfs sandbox --free 4GiB
+  snowmelt publish dir:/srv/private tools --share tenant")]
 pub(crate) struct PublishArgs {
     /// Where the image comes from.
     pub(crate) source: SourceRef,
@@ -216,6 +247,21 @@ pub(crate) struct PublishArgs {
     /// Read chunks back that are in the store already, and replace damaged ones.
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Who may share its chunks: everyone, tenant (this one alone), or layer:NAME.
+    #[arg(long, value_name = "WHO", env = "SNOWMELT_SHARE")]
+    pub(crate) share: Option<Share>,
+    /// Share chunks only with images of this class, such as popular.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, value_parser = parse_class)]
+    pub(crate) class: String,
+    /// Store every chunk, there or not, so that neither time nor output tells what others have published.
+    #[arg(long, conflicts_with = "repair")]
+    pub(crate) hide_existing: bool,
+    /// Where the salt secret is: local (salt.secret in the keys' folder), or in the store, wrapped by a key service.
+    #[arg(long, value_name = "SERVICE", env = "SNOWMELT_SALT_KEY", hide_short_help = true)]
+    pub(crate) salt_key: Option<Service>,
+    /// Share chunks only with images for this zone.
+    #[arg(long, value_name = "NAME", env = "SNOWMELT_ZONE", hide_short_help = true, value_parser = parse_class)]
+    pub(crate) zone: Option<String>,
     /// Allow plain HTTP to a registry on another machine.
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -344,8 +390,9 @@ pub(crate) struct ExportArgs {
 /// Remove images' names.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Running sandboxes of an image go on. Its manifest and chunks stay in the store,
-where other names and images may share them.
+Running sandboxes of an image go on. The name leaves a tombstone, so that nobody who
+read it before can bring it back. Its manifest and chunks stay, where others may share
+them: their space comes back when their root is collected (`snowmelt gc`).
 
 Example:
   snowmelt rm python:3.11 python:3.10")]
@@ -357,8 +404,24 @@ pub(crate) struct RmArgs {
 
 /// Show what images take in the store, and the cache on this machine.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  snowmelt du\n  snowmelt du --json | jq .cache")]
-pub(crate) struct DuArgs {}
+#[command(after_help = "\
+Sizes are of chunks: SHARED are those that another image has too, UNIQUE those that
+none has. With images: how much removing them all together would free, once their
+root is collected.
+
+Examples:
+  snowmelt du
+  snowmelt du --all-tenants
+  snowmelt du python:3.11 python:3.10
+  snowmelt du --json | jq .cache")]
+pub(crate) struct DuArgs {
+    /// Images that one thinks of removing.
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) images: Vec<ImageName>,
+    /// Those of every tenant; without it, chunks that only other tenants have too count as unique.
+    #[arg(long)]
+    pub(crate) all_tenants: bool,
+}
 
 /// Print completions for a shell.
 #[derive(clap::Args, Debug)]
@@ -366,6 +429,42 @@ pub(crate) struct DuArgs {}
 pub(crate) struct CompletionsArgs {
     /// Which shell.
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// With whom an image's chunks are shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// With every tenant.
+    #[default]
+    Everyone,
+    /// Within the tenant.
+    Tenant,
+    /// Within a layer of a stack of snapshots.
+    Layer(String),
+}
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "everyone" => Ok(Self::Everyone),
+            "tenant" => Ok(Self::Tenant),
+            _ => match text.strip_prefix("layer:") {
+                Some(layer) if !layer.is_empty() => parse_class(layer).map(Self::Layer),
+                _ => Err(format!("{text:?} says not who shares: everyone, tenant or layer:NAME")),
+            },
+        }
+    }
+}
+
+/// Classes, zones and layers. A slash joins a zone and a class, so it is in neither.
+pub(crate) fn parse_class(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if text.len() > 64 || !text.bytes().all(plain) {
+        return Err(format!("{text:?} is no name: up to 64 letters, digits, '.', '_' or '-'"));
+    }
+    Ok(text.to_owned())
 }
 
 /// The suites by name, so that help and completions list them.
@@ -385,5 +484,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn who_shares_reads() {
+        use super::Share;
+        for (text, share) in [
+            ("everyone", Some(Share::Everyone)),
+            ("tenant", Some(Share::Tenant)),
+            ("layer:os", Some(Share::Layer("os".into()))),
+            ("layer:", None),
+            ("layer:a/b", None),
+            ("", None),
+            ("Everyone", None),
+        ] {
+            assert_eq!(text.parse::<Share>().ok(), share, "{text:?}");
+        }
     }
 }

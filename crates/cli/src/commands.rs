@@ -1,11 +1,17 @@
 //! The commands, one module for each kind of work.
 
+mod copy;
+mod gc;
 mod images;
 mod inspect;
+mod keys;
 mod last_run;
+mod live;
 mod mount;
 mod publish;
 mod run;
+mod salt;
+mod scrub;
 mod usage;
 
 use std::process::ExitCode;
@@ -40,7 +46,12 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Inspect(args) => inspect::inspect(&app, args),
         Command::Verify(args) => inspect::verify(&app, args),
         Command::Export(args) => inspect::export(&app, args),
-        Command::Du(_) => usage::usage(&app),
+        Command::Du(args) => usage::usage(&app, args),
+        Command::Gc(args) => gc::gc(&app, args),
+        Command::Salt(args) => salt::salt(&app, args),
+        Command::Keys(args) => keys::keys(&app, args),
+        Command::Cp(args) => copy::copy(&app, args),
+        Command::Scrub(args) => scrub::scrub(&app, args),
         Command::Completions(_) | Command::Agent => unreachable!("answered before"),
     }
 }

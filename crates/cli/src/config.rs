@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use snowmelt_chunk::check_tenant;
+use snowmelt_keys::Service;
 use snowmelt_sandbox::{AgentConfig, OnUnavailable};
 use snowmelt_store::S3Options;
+use snowmelt_store::collect::Policy;
 
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, PublishArgs, Share, parse_class};
 use crate::units::{Age, Size};
 
 /// The configuration file. docs/configuration.md describes every field.
@@ -33,6 +35,74 @@ struct ConfigFile {
     s3_region: Option<String>,
     s3_path_style: Option<bool>,
     lease: Option<Age>,
+    #[serde(default, deserialize_with = "parsed")]
+    keys: Option<Service>,
+    previous_keys: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "parsed")]
+    salt_key: Option<Service>,
+    #[serde(default, deserialize_with = "parsed")]
+    share: Option<Share>,
+    zone: Option<String>,
+    gc: Option<PolicyFile>,
+}
+
+/// When collection does what: `[gc]` of the configuration file, or a file of its own.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+struct PolicyFile {
+    rotate_every: Option<Every>,
+    retire_for: Option<Age>,
+    expire_for: Option<Age>,
+    salt_every: Option<Every>,
+}
+
+/// An age, or `never`.
+#[derive(Clone, Copy, Debug)]
+enum Every {
+    Never,
+    Age(Age),
+}
+
+impl std::str::FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(Self::Never),
+            _ => text.parse().map(Self::Age).map_err(|error| format!("{error}; or never")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Every {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl PolicyFile {
+    /// What is not set is as it is by default.
+    fn policy(&self) -> Policy {
+        let default = Policy::default();
+        let every = |given: Option<Every>, default: Option<Duration>| match given {
+            None => default,
+            Some(Every::Never) => None,
+            Some(Every::Age(age)) => Some(age.0),
+        };
+        Policy {
+            rotate_every: every(self.rotate_every, default.rotate_every),
+            retire_for: self.retire_for.map_or(default.retire_for, |age| age.0),
+            expire_for: self.expire_for.map_or(default.expire_for, |age| age.0),
+            salt_every: every(self.salt_every, default.salt_every),
+        }
+    }
+}
+
+/// A text that stands for something.
+fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// What all commands work with.
@@ -47,6 +117,12 @@ pub(crate) struct Config {
     pub(crate) cache_dir: PathBuf,
     pub(crate) cache_bytes: u64,
     pub(crate) keys_dir: PathBuf,
+    pub(crate) keys: Service,
+    pub(crate) previous_keys: Vec<Service>,
+    salt_key: Option<Service>,
+    share: Option<Share>,
+    zone: String,
+    gc: PolicyFile,
     pub(crate) allow_http: bool,
     deadline: Duration,
     on_unavailable: OnUnavailable,
@@ -101,6 +177,12 @@ impl Config {
         };
         let tenant = args.tenant.clone().or(file.tenant).unwrap_or_else(|| "default".into());
         check_tenant(&tenant)?;
+        let previous_keys = match &args.previous_keys {
+            Some(services) => services.clone(),
+            None => file.previous_keys.iter().flatten().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        };
+        let zone = file.zone.unwrap_or_default();
+        parse_class(&zone).map_err(|error| anyhow::anyhow!("the field `zone` of the configuration: {error}"))?;
         Ok(Self {
             store,
             root: args.root.clone().or(file.root),
@@ -119,6 +201,12 @@ impl Config {
             )?)?,
             cache_bytes: args.cache_size.or(file.cache_size).unwrap_or(DEFAULT_CACHE).0,
             keys_dir: absolute(&or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
+            keys: args.keys.clone().or(file.keys).unwrap_or(Service::Local),
+            previous_keys,
+            salt_key: file.salt_key,
+            share: file.share,
+            zone,
+            gc: file.gc.unwrap_or_default(),
             allow_http: args.allow_http || file.allow_http.unwrap_or(false),
             deadline: args.deadline_ms.or(file.deadline_ms).map_or(default_deadline, Duration::from_millis),
             on_unavailable,
@@ -132,6 +220,41 @@ impl Config {
         })
     }
 
+    /// When collection does what, by a file of its own or by `[gc]`.
+    pub(crate) fn policy(&self, file: Option<&Path>) -> Result<Policy> {
+        let (policy, from) = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("reading the policy file {}", path.display()))?;
+                let file: PolicyFile = toml::from_str(&text)
+                    .map_err(|error| anyhow::anyhow!("the policy file {} has a mistake:\n{error}", path.display()))?;
+                (file.policy(), path.display().to_string())
+            }
+            None => (self.gc.policy(), "[gc] of the configuration file".into()),
+        };
+        policy.check().with_context(|| format!("`expire_for` of {from}"))?;
+        Ok(policy)
+    }
+
+    /// With whom a publish shares.
+    pub(crate) fn share(&self, args: &PublishArgs) -> Share {
+        args.share.clone().or_else(|| self.share.clone()).unwrap_or_default()
+    }
+
+    /// For which zone a publish is.
+    pub(crate) fn zone(&self, args: &PublishArgs) -> String {
+        args.zone.clone().unwrap_or_else(|| self.zone.clone())
+    }
+
+    /// What keeps the salt secret.
+    pub(crate) fn salt_key(&self, args: &PublishArgs) -> Result<Service> {
+        let service = args.salt_key.clone().or_else(|| self.salt_key.clone()).unwrap_or(Service::Local);
+        if service.for_tenant("a")? != service.for_tenant("b")? {
+            bail!("the salt secret is one for all tenants: `salt_key` names no {{tenant}}, but it is {service}");
+        }
+        Ok(service)
+    }
+
     /// What agents are given.
     pub(crate) fn agent(&self) -> Result<AgentConfig> {
         Ok(AgentConfig {
@@ -141,6 +264,8 @@ impl Config {
             allow_http: self.allow_http,
             tenant: self.tenant.clone(),
             keys_dir: self.keys_dir.clone(),
+            keys: self.keys.to_string(),
+            previous_keys: self.previous_keys.iter().map(ToString::to_string).collect(),
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
             deadline: self.deadline,
@@ -182,4 +307,39 @@ fn state_home() -> Option<PathBuf> {
         return Some("/run".into());
     }
     std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).or_else(|| home_folder("XDG_STATE_HOME", ".local/state"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn policy(text: &str) -> Result<Policy, toml::de::Error> {
+        toml::from_str::<PolicyFile>(text).map(|file| file.policy())
+    }
+
+    #[test]
+    fn policies_read() {
+        assert_eq!(policy("").unwrap(), Policy::default());
+        let read = policy("rotate_every = 'never'\nretire_for = '2h'\nexpire_for = '10m'\nsalt_every = '4w'").unwrap();
+        let days = |days: u64| Duration::from_hours(24 * days);
+        let minutes = Duration::from_mins(10);
+        let wanted =
+            Policy { rotate_every: None, retire_for: days(1) / 12, expire_for: minutes, salt_every: Some(days(28)) };
+        assert_eq!(read, wanted);
+        for bad in ["rotate = '1d'", "rotate_every = 'sometimes'", "retire_for = 'never'", "expire_for = 7"] {
+            assert!(policy(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn key_services_and_scopes_read() {
+        let text = "keys = 'vault:transit/{tenant}'\nprevious_keys = ['local']\nshare = 'layer:os'\nsalt_key = 'local'";
+        let file: ConfigFile = toml::from_str(text).unwrap();
+        assert_eq!(file.keys.unwrap().to_string(), "vault:transit/{tenant}");
+        assert_eq!(file.share.unwrap(), Share::Layer("os".into()));
+        for bad in ["keys = 'nowhere'", "share = 'nobody'", "[gc]\nx = 1"] {
+            assert!(toml::from_str::<ConfigFile>(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -19,6 +19,25 @@ pub(crate) fn bytes_bar(label: &str, total: u64, quiet: bool) -> ProgressBar {
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
 }
 
+/// A bar of things on standard error, whose number is told later.
+pub(crate) fn count_bar(label: &str, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg:>9} {bar:18} {pos:>10} of {len:<10} {eta:>4} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
+}
+
+/// A number of things: `1 chunk`, `2 chunks`.
+pub(crate) fn count(number: u64, one: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ if one.ends_with("sh") => format!("{number} {one}es"),
+        _ => format!("{number} {one}s"),
+    }
+}
+
 /// A table without lines, with numbers (columns in `right`) to the right.
 pub(crate) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();

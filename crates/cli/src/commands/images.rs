@@ -70,7 +70,7 @@ pub(crate) fn remove(app: &App, args: &RmArgs) -> Result<ExitCode> {
         if app.json {
             removed.push(image.to_string());
         } else {
-            output::print(&format!("Removed {image}.\n"))?;
+            output::print(&format!("Removed {image}. Its space comes back when its root is collected: snowmelt gc\n"))?;
         }
     }
     if app.json {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use snowmelt_store::readback;
+use snowmelt_store::{SaltLabel, readback};
 
 use crate::app::App;
 use crate::args::{ExportArgs, InspectArgs, VerifyArgs};
@@ -17,6 +17,9 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
     let (record, config) = (&image.record, &image.metadata.config);
+    // An opened manifest does not say which key it was sealed under; the stored one does.
+    let stored = store.read_manifest(&record.root, &app.config.tenant, &image.manifest.id())?;
+    let key = stored.key_id();
     let geometry = image.manifest.geometry();
     let last_run = last_run::load(app, &args.image);
     if app.json {
@@ -24,6 +27,8 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
             "name": args.image.to_string(),
             "manifest": record.manifest,
             "root": record.root,
+            "salt": record.salt,
+            "key": key,
             "generation": record.generation,
             "published_at": record.published_at,
             "source": record.source,
@@ -49,6 +54,9 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
         ("Source", record.source.clone()),
         ("Digest", image.metadata.source_digest.clone().unwrap_or_else(|| "-".into())),
         ("Platform", format!("{}/{}", text(&config.os), text(&config.architecture))),
+        ("Root", record.root.clone()),
+        ("Salt", record.salt.as_ref().map_or_else(|| "-".into(), describe_salt)),
+        ("Key", key.escape_debug().to_string()),
         ("Suite", image.manifest.suite().to_string()),
         ("Image", format!("{} ({} of files)", Size(geometry.image_size), Size(image.metadata.content_bytes))),
         (
@@ -74,6 +82,11 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
     rows.push(("Last run", last_run.as_ref().map_or_else(|| "none on this machine".into(), last_run::describe)));
     output::print(&output::pairs(&rows))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn describe_salt(salt: &SaltLabel) -> String {
+    let class = if salt.class.is_empty() { String::new() } else { format!(", class {}", salt.class) };
+    format!("epoch {}{class}, shared by {}", salt.epoch, salt.scope)
 }
 
 pub(crate) fn verify(app: &App, args: &VerifyArgs) -> Result<ExitCode> {

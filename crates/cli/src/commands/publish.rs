@@ -10,10 +10,11 @@ use snowmelt_image::{
     FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, flatten,
     flatten_directory, open, suggested_name,
 };
+use snowmelt_keys::Service;
 use snowmelt_store::{ImageMetadata, ImageName, PublishOptions, PublishProgress, Sharing, publish as publish_chunks};
 
 use crate::app::App;
-use crate::args::PublishArgs;
+use crate::args::{PublishArgs, Share};
 use crate::output;
 use crate::units::{Size, show_duration};
 
@@ -25,9 +26,17 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
     };
     let store = app.store()?;
     store.check_writable()?;
-    let keys = app.local_keys();
-    let secret = keys.salt_secret()?;
-    let sharing = Sharing { secret: &secret, scope: Scope::Everyone, zone: String::new(), class: String::new() };
+    let keys = app.keys(&app.config.tenant)?;
+    let secret = match app.config.salt_key(args)? {
+        Service::Local => app.local_keys().salt_secret()?,
+        service => store.salt_secret(&app.keys_of(&service, &[], &app.config.tenant)?)?,
+    };
+    let scope = match app.config.share(args) {
+        Share::Everyone => Scope::Everyone,
+        Share::Tenant => Scope::Tenant(app.config.tenant.clone()),
+        Share::Layer(layer) => Scope::Layer(layer),
+    };
+    let sharing = Sharing { secret: &secret, scope, zone: app.config.zone(args), class: args.class.clone() };
     let image = read_source(app, args)?;
     let reading = started.elapsed();
 
@@ -46,9 +55,9 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
         source: &source,
         suite: args.suite,
         sharing: &sharing,
-        keys: &*app.keys(),
+        keys: &keys,
         repair: args.repair,
-        hide_existing: false,
+        hide_existing: args.hide_existing,
         threads: App::threads(&store),
         progress: Some(&progress),
     };
@@ -58,7 +67,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
     let record = &published.record;
     let present = (record.chunk_count - published.new_chunks, record.stored_bytes - published.new_bytes);
     if app.json {
-        output::print_json(&json!({
+        let mut value = json!({
             "name": name.to_string(),
             "manifest": published.manifest.to_string(),
             "source": source,
@@ -75,15 +84,21 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
             "read_ms": reading.as_millis() as u64,
             "store_ms": published.chunks_time.as_millis() as u64,
             "total_ms": started.elapsed().as_millis() as u64,
-        }))?;
+        });
+        if let Some(fields) = value.as_object_mut().filter(|_| args.hide_existing) {
+            fields.retain(|name, _| !name.starts_with("new_") && !name.starts_with("present_"));
+        }
+        output::print_json(&value)?;
     } else {
         let mut rows = vec![
             ("Published", format!("{name}  ({})", &record.manifest[..12])),
             ("Size", format!("{} of files, {} with free space", Size(metadata.content_bytes), Size(record.image_size))),
             ("Chunks", format!("{} ({})", record.chunk_count, Size(record.stored_bytes))),
-            ("New", format!("{} ({})", published.new_chunks, Size(published.new_bytes))),
-            ("Already there", format!("{} ({})", present.0, Size(present.1))),
         ];
+        if !args.hide_existing {
+            rows.push(("New", format!("{} ({})", published.new_chunks, Size(published.new_bytes))));
+            rows.push(("Already there", format!("{} ({})", present.0, Size(present.1))));
+        }
         if args.repair {
             rows.push(("Repaired", published.repaired_chunks.to_string()));
         }

@@ -5,10 +5,13 @@
 //! own store, cache, keys and state in a directory of its own, see [`world::World`].
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod collection;
 mod commands;
+mod copies;
 mod damage;
 mod flattened;
 mod interruptions;
+mod keys_and_salts;
 mod mistakes;
 mod proxy;
 mod registry;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::LocalKeys;
+use snowmelt_chunk::KeyRing;
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::{Device, DeviceOptions, StartLog};
 use snowmelt_image::ImageConfig;
@@ -84,7 +84,7 @@ impl Opened {
             patience: if fails_at_once { Duration::ZERO } else { config.deadline },
         };
         let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
-        let keys = LocalKeys::new(&config.keys_dir);
+        let keys = open_keys(config).map_err(|error| failed("open the keys of image")(error.into()))?;
         let mut starts = None;
         let seen = SeenNames::new(&config.cache_dir);
         let opening = Opening { tenant: &config.tenant, keys: &keys, seen: Some(&seen) };
@@ -243,6 +243,16 @@ pub(super) fn abort(directory: &Path) {
 
 fn file_path(directory: &Path) -> PathBuf {
     directory.join("device")
+}
+
+/// The tenant's keys, as whoever started the agent has them set up.
+fn open_keys(config: &AgentConfig) -> Result<KeyRing, snowmelt_chunk::Error> {
+    let options = snowmelt_keys::Options {
+        allow_http: config.allow_http,
+        patience: snowmelt_keys::Options::default().patience.min(config.deadline),
+    };
+    let previous = config.previous_keys.iter().map(|service| service.parse()).collect::<Result<Vec<_>, _>>()?;
+    snowmelt_keys::open(&config.keys.parse()?, &previous, &config.tenant, &config.keys_dir, &options)
 }
 
 fn store_cause(error: &snowmelt_store::Error) -> Cause {

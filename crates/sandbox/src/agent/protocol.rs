@@ -41,7 +41,11 @@ pub struct AgentConfig {
     pub allow_http: bool,
     /// Whose images.
     pub tenant: String,
-    /// Directory of the tenant's keys.
+    /// The key service that manifests are sealed with, as a setting names it: `local`, `vault:transit/images`.
+    pub keys: String,
+    /// Those that older manifests were sealed with.
+    pub previous_keys: Vec<String>,
+    /// Directory of the keys of the service `local`.
     pub keys_dir: PathBuf,
     /// Directory of the chunk cache that all sandboxes share.
     pub cache_dir: PathBuf,
