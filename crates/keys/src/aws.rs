@@ -130,7 +130,7 @@ impl AwsKms {
                 if sealed_under.is_some() { "kms:Decrypt" } else { "kms:GenerateDataKey" },
             )),
             Failure::OtherKey => no_key(format!(
-                "{image} is sealed under {}, which is not {key}: add it to previous_key_services",
+                "{image} is sealed under {}, which is not {key}: add it to `previous_keys`",
                 sealed_under.unwrap_or_default().escape_debug()
             )),
             Failure::Unauthentic => Error::Unauthentic { tenant },

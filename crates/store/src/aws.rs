@@ -1,7 +1,7 @@
 //! What the AWS configuration says: environment, shared files and profiles, single sign-on, web identity, containers, instances.
 //! The SDK's own chain finds it, so that credentials work here as in every other AWS tool.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
@@ -17,27 +17,26 @@ pub(crate) struct Settings {
 
 /// What is set here, over what the environment and the AWS configuration files say.
 pub(crate) fn settings(options: &S3Options) -> Settings {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let chain = Arc::new(Chain::default());
-    let first = |given: &Option<String>, names: &[&str], file: fn(&aws_config::SdkConfig) -> Option<String>| {
-        // The files are only read where nothing else says it: most starts need not wait for them.
-        given.clone().or_else(|| names.iter().find_map(|name| variable(name))).or_else(|| file(chain.config_blocking()))
-    };
+    let variable =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let endpoint = options.endpoint.clone().or_else(|| variable(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let region = options.region.clone().or_else(|| variable(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+    // The metadata of an instance is asked for a region only where AWS is what is wanted: elsewhere that waits for nobody.
+    let chain = Arc::new(Chain { region: region.clone(), asks_instance: endpoint.is_none(), config: OnceLock::new() });
     Settings {
-        endpoint: first(&options.endpoint, &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], |config| {
-            config.endpoint_url().map(str::to_owned)
-        }),
-        region: first(&options.region, &["AWS_REGION", "AWS_DEFAULT_REGION"], |config| {
-            config.region().map(ToString::to_string)
-        }),
+        // The files are only read where nothing else says it: most starts need not wait for them.
+        region: region.or_else(|| chain.config_blocking().region().map(ToString::to_string)),
+        endpoint: endpoint.or_else(|| chain.config_blocking().endpoint_url().map(str::to_owned)),
         credentials: chain,
     }
 }
 
 /// The SDK's chain of credentials, found when first asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Chain {
-    config: std::sync::OnceLock<aws_config::SdkConfig>,
+    region: Option<String>,
+    asks_instance: bool,
+    config: OnceLock<aws_config::SdkConfig>,
 }
 
 impl Chain {
@@ -46,7 +45,16 @@ impl Chain {
         self.config.get_or_init(|| {
             let load = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-                Some(runtime.block_on(aws_config::load_defaults(aws_config::BehaviorVersion::latest())))
+                Some(runtime.block_on(async {
+                    let defaults = aws_config::defaults(aws_config::BehaviorVersion::latest());
+                    let files = aws_config::profile::ProfileFileRegionProvider::new();
+                    let defaults = match &self.region {
+                        Some(region) => defaults.region(aws_config::Region::new(region.clone())),
+                        None if self.asks_instance => defaults,
+                        None => defaults.region(files),
+                    };
+                    defaults.load().await
+                }))
             };
             std::thread::scope(|scope| scope.spawn(load).join().ok().flatten())
                 .unwrap_or_else(|| aws_config::SdkConfig::builder().build())

@@ -36,6 +36,10 @@ pub struct Copied {
     pub new_chunks: u64,
     /// Bytes of those chunks.
     pub new_bytes: u64,
+    /// Different chunks of the image, and their bytes.
+    pub distinct_chunks: u64,
+    /// Bytes of those chunks.
+    pub distinct_bytes: u64,
 }
 
 /// Copies an image. Chunks stay encrypted as they are and are checked by their ids on the way; the manifest is sealed anew, for its
@@ -106,5 +110,11 @@ pub fn copy(image: &OpenedImage, options: &CopyOptions<'_>, progress: &(dyn Fn(u
         };
         Ok((manifest, record))
     })?;
-    Ok(Copied { record: committed.record, new_chunks: new_chunks.into_inner(), new_bytes: new_bytes.into_inner() })
+    Ok(Copied {
+        record: committed.record,
+        new_chunks: new_chunks.into_inner(),
+        new_bytes: new_bytes.into_inner(),
+        distinct_chunks: distinct.len() as u64,
+        distinct_bytes: done.into_inner(),
+    })
 }

@@ -15,8 +15,14 @@
 mod aws;
 mod buffers;
 pub mod collect;
+#[cfg(test)]
+mod conformance;
 mod copy;
 mod error;
+#[cfg(test)]
+#[path = "../tests/support/faulty_objects.rs"]
+#[allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+mod faulty_objects;
 mod intents;
 mod leases;
 mod local;

@@ -48,11 +48,31 @@ pub(crate) fn put_if_absent(path: &Path, bytes: &[u8]) -> Result<PutOutcome, Err
     }
 }
 
-/// Puts `bytes` at `path`, whatever is there.
+/// Puts `bytes` at `path`, whatever is there. On the disk it is after [`sync`].
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_with(path, bytes, false)
+}
+
+/// The same, and on the disk.
+fn replace_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_with(path, bytes, true)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
+}
+
+fn replace_with(path: &Path, bytes: &[u8], durably: bool) -> Result<(), Error> {
     let draft = match write(path, bytes)? {
-        Written::Draft(draft) => draft,
+        Written::Draft(draft) => {
+            if durably {
+                File::open(&draft).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+            }
+            draft
+        }
         Written::Unnamed(file) => {
+            // Before it has a name, so that there is next to no time in which a kill leaves a draft.
+            if durably {
+                file.sync_all().map_err(Error::io("sync", path))?;
+            }
             let draft = draft_path(path)?;
             link_unnamed(&file, &draft).map_err(Error::io("write", path))?;
             draft
@@ -82,23 +102,23 @@ pub(crate) fn swap(store: &Path, path: &Path, bytes: &[u8], was: Option<&[u8]>) 
     if now.as_deref() != was {
         return Ok(false);
     }
-    let io = |operation| Error::io(operation, path);
-    let draft = draft_path(path)?;
-    let written = File::create_new(&draft).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        File::open(folder)?.sync_all()
-    });
-    written.map_err(|error| {
-        let _ = fs::remove_file(&draft);
-        io("replace")(error)
-    })?;
+    replace_durably(path, bytes)?;
     Ok(true)
 }
 
 /// The file that is locked; nothing is in it.
 const LOCK: &str = ".lock";
+
+/// Removes drafts anywhere below `folder` whose writers are gone, as [`remove_abandoned_drafts`].
+pub(crate) fn remove_all_abandoned_drafts(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_all_abandoned_drafts(&entry.path());
+        } else if entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes()) && is_abandoned(&entry) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
 
 /// Removes drafts below `chunks` whose writers are gone. Whatever cannot be read or removed stays for the next time.
 pub(crate) fn remove_abandoned_drafts(chunks: &Path) {

@@ -257,7 +257,8 @@ impl Objects {
                     if is_first {
                         return Ok(Swapped::Conflict);
                     }
-                    let is_ours = self.get(path, subject, bytes.len() as u64).is_ok_and(|now| now == *bytes);
+                    let (now, _) = self.get_version(path, subject, u64::MAX >> 1)?;
+                    let is_ours = now.is_some_and(|now| now == *bytes);
                     Ok(if is_ours { Swapped::Done } else { Swapped::Uncertain })
                 }
                 Err(error) => Err(self.error("put", subject, error)),

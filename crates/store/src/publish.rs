@@ -1,6 +1,6 @@
 //! Publishing: an image's bytes become chunks, a manifest and a name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,6 +97,10 @@ pub struct Published {
     pub new_chunks: u64,
     /// Bytes of those chunks.
     pub new_bytes: u64,
+    /// Different chunks of the image, and their bytes.
+    pub distinct_chunks: u64,
+    /// Bytes of those chunks.
+    pub distinct_bytes: u64,
     /// Chunks that were there and damaged, and are whole now.
     pub repaired_chunks: u64,
     /// Bytes of the image's manifest.
@@ -174,7 +178,9 @@ fn publish_to(
     if let Some(error) = outcome.error {
         return Err(error);
     }
+    let mut distinct = HashMap::new();
     for (record, secret) in outcome.chunks {
+        distinct.insert(record.id, u64::from(record.stored_length));
         builder.push(record, secret);
     }
     store.sync()?;
@@ -208,6 +214,8 @@ fn publish_to(
         record: committed.record,
         new_chunks: outcome.new_chunks,
         new_bytes: outcome.new_bytes,
+        distinct_chunks: distinct.len() as u64,
+        distinct_bytes: distinct.values().sum(),
         repaired_chunks: outcome.repaired.len() as u64,
         manifest_bytes: committed.manifest.as_bytes().len() as u64,
         chunks_time,

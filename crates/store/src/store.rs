@@ -270,6 +270,15 @@ impl Store {
         }
     }
 
+    /// The same for everything but chunks: part of every collection.
+    pub(crate) fn remove_other_abandoned_drafts(&self) {
+        if let Some(folder) = self.objects.folder() {
+            for part in ["names", "gc", "salt"] {
+                local::remove_all_abandoned_drafts(&folder.join(part));
+            }
+        }
+    }
+
     /// Finds out whether the store can be written, before work is done for it: a web server may give and not take, a bucket may
     /// not be there, credentials may be wrong.
     ///

@@ -48,8 +48,8 @@ impl KeyService for KeyRing {
         Err(worst.unwrap_or_else(|| Error::NoKey {
             tenant: use_.tenant.into(),
             reason: format!(
-                "{} is sealed under {}, and the key services here are {}: set key_service to the one that has this key, or add \
-                 it to previous_key_services",
+                "{} is sealed under {}, and the key services here are {}: set `keys` to the one that has this key, or add \
+                 it to `previous_keys`",
                 use_.image,
                 wrapped.key_id.escape_debug(),
                 self.services().map(KeyService::describe).collect::<Vec<_>>().join(", "),
@@ -131,7 +131,7 @@ mod tests {
             let error = ring.unwrap_data_key(&USE, &WrappedKey { key_id: key_id.into(), bytes: vec![1] }).unwrap_err();
             assert!(matches!(error, Error::NoKey { .. }), "{error:?}");
             let message = error.to_string();
-            for word in ["x:latest", "previous_key_services", "local", "down"] {
+            for word in ["x:latest", "`previous_keys`", "local", "down"] {
                 assert!(message.contains(word), "{message}");
             }
             assert!(!message.contains('\u{1b}'));

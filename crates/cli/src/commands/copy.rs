@@ -31,8 +31,7 @@ pub(crate) fn copy(app: &App, args: &CpArgs) -> Result<ExitCode> {
         .with_context(|| format!("copying {} to {}", args.image, args.to))?;
     bar.finish_and_clear();
     let record = &copied.record;
-    let present =
-        (record.chunk_count.saturating_sub(copied.new_chunks), record.stored_bytes.saturating_sub(copied.new_bytes));
+    let present = (copied.distinct_chunks - copied.new_chunks, copied.distinct_bytes - copied.new_bytes);
     if app.json {
         output::print_json(&json!({
             "name": name.to_string(),
@@ -42,6 +41,7 @@ pub(crate) fn copy(app: &App, args: &CpArgs) -> Result<ExitCode> {
             "root": record.root,
             "chunks": record.chunk_count,
             "stored_bytes": record.stored_bytes,
+            "distinct_chunks": copied.distinct_chunks,
             "new_chunks": copied.new_chunks,
             "new_bytes": copied.new_bytes,
             "present_chunks": present.0,

@@ -72,7 +72,7 @@ fn migrate(app: &App, store: &Store, args: &GcMigrateArgs) -> Result<ExitCode> {
     let (mut list, mut failed) = (Vec::new(), false);
     for root in &roots {
         let bar = output::count_bar("migrating", app.json);
-        let done = collect::migrate(store, root, &|progress| {
+        let done = collect::migrate(store, root, App::threads(store), &|progress| {
             bar.set_length(progress.total as u64);
             bar.set_position(progress.done as u64);
         })?;

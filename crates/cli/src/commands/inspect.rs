@@ -28,7 +28,7 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
             "manifest": record.manifest,
             "root": record.root,
             "salt": record.salt,
-            "key": key,
+            "sealed_under": key,
             "generation": record.generation,
             "published_at": record.published_at,
             "source": record.source,

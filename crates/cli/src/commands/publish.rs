@@ -65,7 +65,11 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
     bar.finish_and_clear();
 
     let record = &published.record;
-    let present = (record.chunk_count - published.new_chunks, record.stored_bytes - published.new_bytes);
+    // Where every chunk was put, what was there is not known.
+    let present = (
+        published.distinct_chunks.saturating_sub(published.new_chunks),
+        published.distinct_bytes.saturating_sub(published.new_bytes),
+    );
     if app.json {
         let mut value = json!({
             "name": name.to_string(),
@@ -75,6 +79,7 @@ pub(crate) fn publish(app: &App, args: &PublishArgs) -> Result<ExitCode> {
             "content_bytes": metadata.content_bytes,
             "chunks": record.chunk_count,
             "stored_bytes": record.stored_bytes,
+            "distinct_chunks": published.distinct_chunks,
             "new_chunks": published.new_chunks,
             "new_bytes": published.new_bytes,
             "repaired_chunks": published.repaired_chunks,

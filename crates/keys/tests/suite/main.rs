@@ -100,7 +100,7 @@ fn check_moving(target: Box<dyn KeyService>, again: Box<dyn KeyService>) {
     let without = KeyRing::new(again, Vec::new());
     assert_eq!(new.open(&without, USE.image).unwrap().chunk(1), opened.chunk(1));
     let refused = old.open(&without, USE.image).unwrap_err().to_string();
-    assert!(refused.contains("previous_key_services") && refused.contains("local:"), "{refused}");
+    assert!(refused.contains("`previous_keys`") && refused.contains("local:"), "{refused}");
 }
 
 #[test]

@@ -127,6 +127,7 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
         Ok(lease) => lease,
         Err(busy) => return Ok(Ran { busy: Some(busy), ..Ran::default() }),
     };
+    store.remove_other_abandoned_drafts();
     let mut ran = Ran::default();
     let now = seconds(store.now()?);
     let is_due = |since: u64, every: Option<Duration>| every.is_some_and(|every| now >= since + every.as_secs());

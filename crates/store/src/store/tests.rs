@@ -1,100 +1,12 @@
 #![allow(clippy::unwrap_used)]
-//! One conformance suite for every backend.
+//! What only a folder does, and what bytes that were changed do.
 
-use object_store::memory::InMemory;
-use snowmelt_chunk::{LocalKeys, ManifestBuilder, Suite};
-
-use std::path::Path as FilePath;
-
-use url::Url;
+use snowmelt_chunk::Suite;
 
 use super::*;
+use crate::ImageName;
+use crate::conformance::record;
 use crate::objects::{Swapped, Version};
-use crate::{ImageName, NameRecord};
-
-fn record(generation: u64) -> NameRecord {
-    NameRecord {
-        version: 1,
-        manifest: ManifestId([7; 32]).to_string(),
-        root: "main".into(),
-        generation,
-        published_at: 5,
-        source: "oci:somewhere".into(),
-        image_size: 4096,
-        stored_bytes: 0,
-        chunk_count: 0,
-        fence: 0,
-        salt: None,
-    }
-}
-
-fn conforms(store: &Store) {
-    let ciphertext = vec![9; 8192];
-    let id = Suite::Blake3Gcm.id_of(&ciphertext);
-    assert!(matches!(store.read_chunk(&id, 8192), Err(Error::NotFound { .. })));
-    assert_eq!(store.put_chunk(&id, &ciphertext).unwrap(), PutOutcome::New);
-    assert_eq!(store.put_chunk(&id, &ciphertext).unwrap(), PutOutcome::AlreadyThere);
-    assert_eq!(store.read_chunk(&id, 8192).unwrap(), ciphertext);
-    assert!(matches!(store.read_chunk(&id, 4096), Err(Error::Corrupt { .. })));
-    assert!(matches!(store.read_chunk(&id, 12288), Err(Error::Corrupt { .. })));
-    store.sync().unwrap();
-
-    let keys = tempfile::tempdir().unwrap();
-    let keys = LocalKeys::new(keys.path());
-    let geometry = snowmelt_chunk::Geometry { image_size: 0, chunk_size: 4096 };
-    let manifest =
-        ManifestBuilder::new(Suite::Blake3Gcm, geometry).unwrap().seal("tenant", "image:latest", b"x", &keys).unwrap();
-    assert!(matches!(store.read_manifest("main", "tenant", &manifest.id()), Err(Error::NotFound { .. })));
-    let manifest_id = store.put_manifest(&manifest).unwrap();
-    assert_eq!(store.read_manifest("main", "tenant", &manifest_id).unwrap(), manifest);
-    assert!(matches!(store.read_manifest("main", "other", &manifest_id), Err(Error::NotFound { .. })));
-
-    assert!(store.list_names("tenant").unwrap().is_empty());
-    let names: Vec<ImageName> = ["a", "a:2", "a/b:c", "b"].iter().map(|name| name.parse().unwrap()).collect();
-    for name in &names {
-        assert_eq!(store.swap_name("tenant", name, &record(1), &Version::Absent).unwrap(), Swapped::Done);
-    }
-    let (_, version) = store.read_entry("tenant", &names[1]).unwrap();
-    assert_eq!(store.swap_name("tenant", &names[1], &record(2), &version).unwrap(), Swapped::Done);
-    assert_eq!(store.swap_name("tenant", &names[1], &record(3), &version).unwrap(), Swapped::Conflict);
-    assert_eq!(store.swap_name("tenant", &names[1], &record(3), &Version::Absent).unwrap(), Swapped::Conflict);
-    assert_eq!(store.swap_name("other", &names[0], &record(9), &Version::Absent).unwrap(), Swapped::Done);
-    let listed = store.list_names("tenant").unwrap();
-    assert_eq!(
-        listed.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(),
-        ["a:2", "a:latest", "a/b:c", "b:latest"]
-    );
-    assert_eq!(store.read_name("tenant", &names[1]).unwrap(), record(2));
-    store.remove_name("tenant", &names[1]).unwrap();
-    assert!(matches!(store.read_name("tenant", &names[1]), Err(Error::NotFound { .. })));
-    assert_eq!(store.list_names("tenant").unwrap().len(), 3);
-}
-
-#[test]
-fn a_folder_conforms() {
-    let folder = tempfile::tempdir().unwrap();
-    let deep = folder.path().join("not yet/there");
-    conforms(&Store::open(deep.to_str().unwrap(), &StoreOptions::default()).unwrap());
-    let drafts = walk(folder.path()).into_iter().filter(|path| path.to_string_lossy().contains(".draft")).count();
-    assert_eq!(drafts, 0);
-    let url = Url::from_file_path(folder.path().join("other")).unwrap();
-    conforms(&Store::open(url.as_str(), &StoreOptions::default()).unwrap());
-}
-
-fn walk(folder: &FilePath) -> Vec<PathBuf> {
-    std::fs::read_dir(folder)
-        .unwrap()
-        .flat_map(|entry| {
-            let path = entry.unwrap().path();
-            if path.is_dir() { walk(&path) } else { vec![path] }
-        })
-        .collect()
-}
-
-#[test]
-fn any_object_storage_conforms() {
-    conforms(&Store::over_objects(Arc::new(InMemory::new()), &StoreOptions::default()));
-}
 
 #[test]
 fn what_a_crash_left_of_a_chunk_is_replaced() {
@@ -161,7 +73,7 @@ fn objects_that_are_absurdly_long_are_damage() {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, vec![b' '; 100 << 10]).unwrap();
     assert!(matches!(store.read_name("t", &name), Err(Error::Corrupt { .. })));
-    let objects = Store::over_objects(Arc::new(InMemory::new()), &StoreOptions::default());
+    let objects = Store::over_objects(Arc::new(object_store::memory::InMemory::new()), &StoreOptions::default());
     let id = ChunkId([2; 32]);
     objects.put_chunk(&id, &[0; 8192]).unwrap();
     assert!(matches!(objects.read_chunk(&id, 4096), Err(Error::Corrupt { .. })));
