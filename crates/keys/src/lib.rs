@@ -10,6 +10,8 @@
 #[cfg(feature = "aws")]
 mod aws;
 mod blocking;
+#[doc(hidden)]
+pub mod fuzz;
 mod service;
 mod vault;
 

@@ -161,7 +161,8 @@ fn step(
             ..Blockers::default()
         };
         look(&mut blockers)?;
-        blockers.names = names_in(store, root)?.iter().map(|(tenant, name)| format!("{tenant}/{name}")).collect();
+        blockers.names =
+            names_in(store, root, Damaged::Counted)?.iter().map(|(tenant, name)| format!("{tenant}/{name}")).collect();
         blockers.leases = store.list_leases(root)?.iter().filter(|lease| lease.is_live(now)).count();
         if !blockers.is_empty() {
             return Ok(blockers);
@@ -187,11 +188,27 @@ const MOST_TRIES: usize = 10;
 /// `Sweep`: removes the objects of a deleted root. Returns how many there were.
 ///
 /// # Errors
-/// [`Error::Invalid`] where it is not deleted, and those of the store: what is left is removed by another try.
+/// [`Error::Invalid`] where it is not deleted, or where a name stands for something in it: then the state is not what collection made
+/// of it, but damaged, edited, or put back from a backup. Those of the store: what is left is removed by another try.
 pub fn sweep(store: &Store, root: &str, progress: &dyn Fn(u64)) -> Result<u64, Error> {
     const AT_ONCE: usize = 10_000;
     in_state(&store.read_state()?, root, RootState::Deleted)?;
     let folder = format!("roots/{root}");
+    if !store.objects().has_any(&folder)? {
+        return Ok(0);
+    }
+    let mut live = names_in(store, root, Damaged::Ignored)?;
+    if let Some((tenant, name)) = live.pop() {
+        return Err(Error::Invalid(format!(
+            "root {root} is deleted, and {tenant}/{name} and {} more images are in it: somebody changed gc/state, so nothing is \
+             removed (docs/security.md says what to do)",
+            live.len()
+        )));
+    }
+    if let Some(removed) = store.objects().remove_folder(&folder)? {
+        progress(removed);
+        return Ok(removed);
+    }
     let mut removed = 0;
     loop {
         let mut paths = Vec::new();
@@ -203,7 +220,6 @@ pub fn sweep(store: &Store, root: &str, progress: &dyn Fn(u64)) -> Result<u64, E
         removed += store.objects().delete_all(paths)?;
         progress(removed);
         if is_last {
-            store.objects().remove_empty_folders(&folder);
             return Ok(removed);
         }
     }
@@ -228,15 +244,22 @@ pub fn clear_alarms(store: &Store, root: &str) -> Result<u64, Error> {
     })
 }
 
+/// Whether names that cannot be read are taken for ones that stand for something in a root.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Damaged {
+    Counted,
+    Ignored,
+}
+
 /// The names of all tenants that stand for something in a root.
-fn names_in(store: &Store, root: &str) -> Result<Vec<(String, ImageName)>, Error> {
+fn names_in(store: &Store, root: &str, damaged: Damaged) -> Result<Vec<(String, ImageName)>, Error> {
     let mut found = Vec::new();
     for tenant in store.list_tenants()? {
         for (name, entry) in store.list_entries(&tenant)? {
             match entry {
                 Entry::Image(record) if record.root == root => found.push((tenant.clone(), name)),
                 // What cannot be read may stand for anything.
-                Entry::Damaged(_) => found.push((tenant.clone(), name)),
+                Entry::Damaged(_) if damaged == Damaged::Counted => found.push((tenant.clone(), name)),
                 _ => {}
             }
         }

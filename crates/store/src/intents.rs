@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use snowmelt_chunk::check_tenant;
 
 use crate::objects::{Objects, Swapped};
 use crate::roots::random_hex;
@@ -87,11 +88,17 @@ impl Store {
                 // Done since it was listed.
                 continue;
             };
-            let name = serde_json::from_slice::<Body>(&bytes).ok().and_then(|body| body.name.parse().ok());
+            let name = name_of(tenant, &bytes);
             intents.push(Intent { tenant: tenant.into(), name, path: listed.path });
         }
         Ok(intents)
     }
+}
+
+/// The name that an intent of a tenant is about. What is fenced is put at a path that is made of both.
+pub(crate) fn name_of(tenant: &str, body: &[u8]) -> Option<ImageName> {
+    check_tenant(tenant).ok()?;
+    serde_json::from_slice::<Body>(body).ok()?.name.parse().ok()
 }
 
 /// Who does something, for people.

@@ -9,11 +9,15 @@ use bytes::Bytes;
 use snowmelt_chunk::{ManifestId, check_tenant};
 
 use crate::intents::whoami;
+use crate::objects::Listed;
 use crate::roots::{random_hex, seconds};
 use crate::{Alarm, Error, RootState, Store};
 
 /// Added to a lease's time: putting it again may take that long.
 const MARGIN: Duration = Duration::from_secs(30);
+
+/// The longest that a lease lives without being put again. What is listed may say anything: one lease must not keep a root for ever.
+const MOST_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// A lease as it was listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub struct OwnLease {
 }
 
 impl Store {
-    /// `PutLease`: says that a manifest in a root is in use, for `lifetime` from now.
+    /// `PutLease`: says that a manifest in a root is in use, for `lifetime` from now, a week at most.
     ///
     /// # Errors
     /// Those of putting an object.
@@ -54,6 +58,7 @@ impl Store {
         lifetime: Duration,
     ) -> Result<OwnLease, Error> {
         let id = random_hex()?;
+        let lifetime = lifetime.min(MOST_LIFETIME);
         let path = format!("roots/{root}/leases/{tenant}/{manifest}/{id}-{}", lifetime.as_secs());
         let lease = OwnLease { path };
         self.renew_lease(&lease)?;
@@ -81,20 +86,23 @@ impl Store {
     /// Those of listing.
     pub fn list_leases(&self, root: &str) -> Result<Vec<Lease>, Error> {
         let prefix = format!("roots/{root}/leases");
-        let parse = |path: &str, renewed| {
-            let mut parts = path[prefix.len()..].trim_start_matches('/').split('/');
-            let (tenant, manifest, id) = (parts.next()?, parts.next()?, parts.next()?);
-            check_tenant(tenant).ok()?;
-            let (_, lifetime) = id.split_once('-')?;
-            Some(Lease {
-                tenant: tenant.into(),
-                manifest: manifest.parse().ok()?,
-                lifetime: Duration::from_secs(lifetime.parse::<u32>().ok()?.into()),
-                renewed,
-            })
-        };
-        Ok(self.objects().list(&prefix)?.iter().filter_map(|listed| parse(&listed.path, listed.modified)).collect())
+        let parse = |listed: &Listed| parse(listed.path.strip_prefix(&prefix)?, listed.modified);
+        Ok(self.objects().list(&prefix)?.iter().filter_map(parse).collect())
     }
+}
+
+/// The lease at a path below the folder of leases, which may be any: `/<tenant>/<manifest>/<chance>-<seconds>`.
+pub(crate) fn parse(path: &str, renewed: SystemTime) -> Option<Lease> {
+    let mut parts = path.trim_start_matches('/').split('/');
+    let (tenant, manifest, id) = (parts.next()?, parts.next()?, parts.next()?);
+    check_tenant(tenant).ok()?;
+    let (_, lifetime) = id.split_once('-')?;
+    Some(Lease {
+        tenant: tenant.into(),
+        manifest: manifest.parse().ok()?,
+        lifetime: Duration::from_secs(lifetime.parse().ok()?).min(MOST_LIFETIME),
+        renewed,
+    })
 }
 
 /// Keeps an image that is in use from being collected, and says where to read it from.
@@ -119,7 +127,7 @@ impl ImageLease {
             store: store.clone(),
             tenant: tenant.into(),
             manifest,
-            lifetime,
+            lifetime: lifetime.min(MOST_LIFETIME),
             by: format!("{by}, {}", whoami()),
             own: None,
         }

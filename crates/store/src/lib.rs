@@ -23,6 +23,8 @@ mod error;
 #[path = "../tests/support/faulty_objects.rs"]
 #[allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 mod faulty_objects;
+#[doc(hidden)]
+pub mod fuzz;
 mod intents;
 mod leases;
 mod local;

@@ -94,7 +94,8 @@ pub(crate) fn swap(store: &Path, path: &Path, bytes: &[u8], was: Option<&[u8]>) 
     let lock = lock.map_err(Error::io("open", &lock_path))?;
     let _held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive)
         .map_err(|(_, error)| Error::io("lock", &lock_path)(error.into()))?;
-    let now = match fs::read(path) {
+    // Of a longer file one byte more, which is enough to tell it apart.
+    let now = match read(path, was.map_or(0, <[u8]>::len)) {
         Ok(now) => Some(now),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(Error::io("read", path)(error)),
@@ -211,8 +212,13 @@ fn write_direct(path: &Path, options: &OpenOptions, flags: libc::c_int, bytes: &
 
 /// Reads the whole file; of one that is longer than `most` bytes, one byte more than that.
 pub(crate) fn read(path: &Path, most: usize) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    // Opening a pipe would wait for who writes to it.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file"));
+    }
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     let mut bytes = Vec::with_capacity(length.min(most) + 1);
     file.take((most as u64).saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)

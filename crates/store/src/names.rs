@@ -11,7 +11,7 @@ use snowmelt_chunk::check_tenant;
 
 use crate::objects::{Swapped, Version};
 use crate::records::NameRecord;
-use crate::roots::seconds;
+use crate::roots::{MOST_COUNT, seconds};
 use crate::{Error, ImageName, Store};
 
 /// A name's record has about 500 bytes, and what its publisher called its source.
@@ -47,12 +47,17 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    fn decode(subject: &str, bytes: &[u8]) -> Self {
+    pub(crate) fn decode(subject: &str, bytes: &[u8]) -> Self {
         if let Ok(tombstone) = serde_json::from_slice::<Tombstone>(bytes)
             && tombstone.version == 2
             && tombstone.removed
+            && [tombstone.generation, tombstone.removed_at, tombstone.fence].iter().all(|number| *number <= MOST_COUNT)
         {
             return Self::Removed(tombstone);
+        }
+        // Where it is taken for a tombstone by its length, it must not be taken for an image elsewhere: fields without names.
+        if TOMBSTONE_BYTES.contains(&(bytes.len() as u64)) {
+            return Self::Damaged("it is too short".into());
         }
         match NameRecord::decode(subject, bytes) {
             Ok(record) => Self::Image(record),

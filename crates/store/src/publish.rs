@@ -162,7 +162,8 @@ fn publish_to(
         store,
         options,
         salt: &salt,
-        known: store.known_chunks(geometry.slot_count())?,
+        // Not listed where nothing may depend on what is there: how many pages there are would show.
+        known: if options.hide_existing { None } else { store.known_chunks(geometry.slot_count())? },
         geometry,
         next_slot: AtomicU64::new(0),
         done_bytes: AtomicU64::new(0),

@@ -1,10 +1,13 @@
 //! What is kept about an image besides its chunks.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use snowmelt_chunk::{ManifestId, OpenedManifest};
 use snowmelt_image::ImageConfig;
 
 use crate::Error;
+use crate::roots::MOST_COUNT;
 
 /// What a name stands for, in the clear.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -68,13 +71,18 @@ impl NameRecord {
             return Err(Error::corrupt(subject, format!("its version is {}: upgrade snowmelt", record.version)));
         }
         record.manifest_id()?;
+        let numbers = [record.generation, record.published_at, record.fence];
+        let sizes = [record.image_size, record.stored_bytes, record.chunk_count];
+        if numbers.into_iter().chain(sizes).any(|number| number > MOST_COUNT) {
+            return Err(Error::corrupt(subject, "a number in it is too large"));
+        }
         crate::store::check_root(&record.root).map_err(|error| Error::corrupt(subject, error.to_string()))?;
         Ok(record)
     }
 }
 
 /// What is sealed in the manifest with the chunk keys: only who may read the image may see how it runs.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct ImageMetadata {
     /// How to run it.
     pub config: ImageConfig,
@@ -97,6 +105,17 @@ pub struct NameBinding {
     pub generation: u64,
     /// As in the name's record.
     pub published_at: u64,
+}
+
+impl fmt::Debug for ImageMetadata {
+    /// Variables of the environment may be secrets, so the configuration does not show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageMetadata")
+            .field("source_digest", &self.source_digest)
+            .field("content_bytes", &self.content_bytes)
+            .field("binding", &self.binding)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ImageMetadata {

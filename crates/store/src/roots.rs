@@ -20,6 +20,8 @@ const SUBJECT: &str = "the state of the roots (gc/state)";
 const MOST_BYTES: u64 = 16 << 20;
 /// Alarms of one root that are kept in full; further ones are only counted.
 const MOST_ALARMS: usize = 16;
+/// No count and no time in seconds that snowmelt puts is larger, and what is added to one does not overflow.
+pub(crate) const MOST_COUNT: u64 = 1 << 53;
 /// How often a change is tried while others change the state too.
 const MOST_TRIES: usize = 50;
 
@@ -144,7 +146,7 @@ impl State {
         }
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let corrupt = |reason: String| Error::corrupt(SUBJECT, reason);
         let state: Self = serde_json::from_slice(bytes).map_err(|error| corrupt(error.to_string()))?;
         if state.version != 1 {
@@ -153,6 +155,13 @@ impl State {
         let successors = state.roots.values().filter_map(|root| root.successor.as_ref());
         for name in state.roots.keys().chain(successors) {
             check_root(name).map_err(|error| corrupt(error.to_string()))?;
+        }
+        let counts = [state.sequence, state.salt.since, u64::from(state.salt.epoch)].into_iter();
+        let counts = counts.chain(state.lease.as_ref().map(|lease| lease.until));
+        if counts.chain(state.roots.values().flat_map(|root| [root.since, root.alarm_count])).any(|it| it > MOST_COUNT)
+            || state.salt.epoch == u32::MAX
+        {
+            return Err(corrupt("a count or a time in it is too large to be one".into()));
         }
         if state.state_of(&state.active) != Some(RootState::Active) {
             return Err(corrupt(format!("its active root {:?} is not among its active roots", state.active)));
@@ -363,6 +372,9 @@ mod tests {
             good.replace("\"active\":\"main\"", "\"active\":\"other\""),
             good.replace("\"main\"", "\"../x\""),
             good.replace("\"state\":\"active\"", "\"state\":\"expired\""),
+            good.replace("\"sequence\":0", "\"sequence\":18446744073709551615"),
+            good.replace("\"since\":0", "\"since\":18446744073709551615"),
+            good.replace("\"epoch\":0", "\"epoch\":4294967295"),
         ] {
             assert!(matches!(State::decode(bad.as_bytes()), Err(Error::Corrupt { .. })), "{bad}");
         }

@@ -58,6 +58,17 @@ struct WrappedSecret {
     wrapped: String,
 }
 
+/// Reads the salt secret's object, which may hold anything.
+pub(crate) fn decode(bytes: &[u8]) -> Result<WrappedKey, Error> {
+    let corrupt = |reason: &str| Error::corrupt(SECRET_SUBJECT, reason);
+    let secret: WrappedSecret = serde_json::from_slice(bytes).map_err(|error| corrupt(&error.to_string()))?;
+    if secret.version != 1 {
+        return Err(corrupt("its version is not known: upgrade snowmelt"));
+    }
+    let bytes = BASE64.decode(&secret.wrapped).map_err(|error| corrupt(&error.to_string()))?;
+    Ok(WrappedKey { key_id: secret.key_id, bytes })
+}
+
 impl Store {
     /// The deployment's salt secret as it lies in the store, wrapped by a key service; made on first use. For publishers on several
     /// machines that share no files.
@@ -65,7 +76,6 @@ impl Store {
     /// # Errors
     /// Those of the key service and of the store; [`Error::Corrupt`].
     pub fn salt_secret(&self, keys: &dyn KeyService) -> Result<Zeroizing<[u8; 32]>, Error> {
-        let corrupt = |reason: &str| Error::corrupt(SECRET_SUBJECT, reason);
         let (bytes, _) = self.objects().get_version(SECRET_PATH, SECRET_SUBJECT, MOST_BYTES)?;
         let bytes = if let Some(bytes) = bytes {
             bytes
@@ -80,12 +90,7 @@ impl Store {
                 self.objects().get(SECRET_PATH, SECRET_SUBJECT, MOST_BYTES)?
             }
         };
-        let secret: WrappedSecret = serde_json::from_slice(&bytes).map_err(|error| corrupt(&error.to_string()))?;
-        if secret.version != 1 {
-            return Err(corrupt("its version is not known: upgrade snowmelt"));
-        }
-        let bytes = BASE64.decode(&secret.wrapped).map_err(|error| corrupt(&error.to_string()))?;
-        let wrapped = WrappedKey { key_id: secret.key_id, bytes };
+        let wrapped = decode(&bytes)?;
         Ok(Zeroizing::new(*keys.unwrap_data_key(&SECRET_USE, &wrapped)?.expose()))
     }
 

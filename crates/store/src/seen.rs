@@ -14,6 +14,9 @@ use crate::{Error, ImageName, NameRecord, Store};
 struct Seen {
     generation: u64,
     published_at: u64,
+    /// When the record was published with which the count of generations was seen to begin again. Whatever is older is from before.
+    #[serde(default)]
+    began_at: u64,
 }
 
 /// A folder with a small file for each name.
@@ -37,8 +40,9 @@ impl SeenNames {
     /// Remembers what a name stands for.
     ///
     /// # Errors
-    /// [`Error::RolledBack`] where it stood for something newer before: a higher generation that was not published earlier. (Names
-    /// whose tombstones were lost begin again with generation 1, but later.) What cannot be remembered is only logged.
+    /// [`Error::RolledBack`] where it stood for something newer before: a generation that is not lower and was not published earlier.
+    /// Names whose records were lost begin again with generation 1, but later; what they stood for before that is old too. What
+    /// cannot be remembered is only logged.
     pub(crate) fn check(
         &self,
         store: &Store,
@@ -47,19 +51,24 @@ impl SeenNames {
         record: &NameRecord,
     ) -> Result<(), Error> {
         let file = self.file(store, tenant, name);
-        let now = Seen { generation: record.generation, published_at: record.published_at };
+        let mut now = Seen { generation: record.generation, published_at: record.published_at, began_at: 0 };
         let before: Option<Seen> = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(before) = &before {
+            now.began_at = before.began_at;
             if *before == now {
                 return Ok(());
             }
-            if now.generation < before.generation && now.published_at <= before.published_at {
+            let is_older = now.generation <= before.generation && now.published_at <= before.published_at;
+            if is_older || now.published_at < before.began_at {
                 return Err(Error::RolledBack {
                     subject: format!("image {name} of tenant {tenant:?}"),
                     seen: before.generation,
                     found: now.generation,
                     file,
                 });
+            }
+            if now.generation < before.generation {
+                now.began_at = now.published_at;
             }
         }
         if let Err(error) = self.remember(&file, &now) {
