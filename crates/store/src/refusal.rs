@@ -49,8 +49,13 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
             "make room there, or ask for a larger quota",
         ),
         (
-            &["no providers in chain provided credentials", "CredentialsNotLoaded", "says how to find credentials"],
-            "there are no credentials",
+            &[
+                "no providers in chain provided credentials",
+                "CredentialsNotLoaded",
+                "says how to find credentials",
+                "the AWS configuration",
+            ],
+            "there are no credentials that work",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
         ),
         (
@@ -78,6 +83,22 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
 pub(crate) fn refused_method(error: &object_store::Error) -> bool {
     let text = whole_text(error);
     ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"].iter().any(|it| text.contains(it))
+}
+
+/// What a server said, without the form that it said it in.
+pub(crate) fn brief(error: &object_store::Error) -> Box<dyn StdError + Send + Sync> {
+    let text = whole_text(error);
+    let tag = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        let (inside, _) = rest.split_once(&format!("</{name}>"))?;
+        (inside.len() < 300).then(|| inside.to_owned())
+    };
+    match (tag("Code"), tag("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}").into(),
+        (Some(code), None) => code.into(),
+        // The causes are in it already, several times.
+        _ => error.to_string().into(),
+    }
 }
 
 /// An error with its causes: the library keeps status and body of an answer in texts only.

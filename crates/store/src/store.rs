@@ -290,7 +290,7 @@ impl Store {
         }
         // Removing what is not there changes nothing, whoever answers.
         let nothing = format!("roots/{}/chunks/00/writable", self.root);
-        match self.objects.delete(&nothing, "anything") {
+        match self.objects.delete(&nothing, "an object that is not there") {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(Error::Invalid(_)) => Err(Error::Invalid(format!("the store {} can only be read", self.url()))),
             Err(error) => Err(error),
