@@ -83,7 +83,7 @@ mod tests {
         fn settings_and_ids_of_any_parts_give_errors(
             parts in proptest::collection::vec((0..PARTS.len(), "[a-z0-9:/._-]{0,3}"), 0..12),
         ) {
-            let text: String = parts.iter().map(|(part, more)| format!("{}{more}", PARTS[*part])).collect();
+            let text: String = parts.iter().flat_map(|(part, more)| [PARTS[*part], more.as_str()]).collect();
             fuzz_keys(text.as_bytes());
         }
     }

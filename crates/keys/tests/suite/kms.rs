@@ -102,6 +102,7 @@ fn child() {
             assert!(hurried.generate_data_key(&USE).map(drop).unwrap_err().is_unavailable());
             assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         }
+        "logs" => crate::logs::check_logs(&service, &["the-secret-access-key", "the-session-token"]),
         "unauthentic" => {
             let wrapped = snowmelt_chunk::WrappedKey { key_id: "awskms:x".into(), bytes: vec![1; 100] };
             let use_ = KeyUse { image: "another:latest", ..USE };
@@ -171,6 +172,15 @@ fn a_server_that_does_not_answer_is_unavailable_in_bounded_time() {
     ask_with_endpoint("unavailable", key, &nobody());
     ask_with_endpoint("patience", key, &Canned::new(0, "").url);
     ask_with_endpoint("unavailable", key, &Canned::new(502, "<html>").url);
+}
+
+#[test]
+fn no_log_shows_what_kms_answers_and_credentials() {
+    let server = Canned::new(200, &crate::logs::kms_answer());
+    let secrets = [("AWS_SECRET_ACCESS_KEY", "the-secret-access-key"), ("AWS_SESSION_TOKEN", "the-session-token")];
+    let endpoint = ("AWS_ENDPOINT_URL_KMS", server.url.as_str());
+    let key = "arn:aws:kms:eu-west-1:111122223333:key/1";
+    ask("logs", key, &[CREDENTIALS[0], secrets[0], secrets[1], REGION, endpoint]);
 }
 
 /// Each error of KMS' reference by what it means here, in the form that KMS gives it. moto does not know all of them: it goes

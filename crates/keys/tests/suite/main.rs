@@ -6,6 +6,7 @@
 
 mod canned;
 mod kms;
+mod logs;
 mod servers;
 mod vault;
 
