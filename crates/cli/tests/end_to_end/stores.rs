@@ -18,7 +18,7 @@ const ONLY_ON_FILES: [(&str, &str); 2] = [
     ("mistakes::stores_that_can_only_be_read", "it puts a plain web server over a store's folder"),
 ];
 
-/// Tests of object storage, which folders have nothing of, begin with [`only_on_s3`].
+/// Whether stores are on S3.
 pub fn is_s3() -> bool {
     match std::env::var("SNOWMELT_TEST_STORE").as_deref() {
         Err(_) | Ok("" | "file") => false,
