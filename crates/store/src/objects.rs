@@ -132,7 +132,7 @@ impl Objects {
             && let Some((what, todo)) = refusal::of(&error)
         {
             let request = format!("{operation} {subject}: the store {}", self.url);
-            return Error::Refused { request, what, todo, source: Box::new(error) };
+            return Error::Refused { request, what, todo, source: refusal::said(&error).into() };
         }
         match error {
             object_store::Error::NotFound { .. } => self.not_found(subject, ""),

@@ -49,7 +49,12 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
             "make room there, or ask for a larger quota",
         ),
         (
-            &["no providers in chain provided credentials", "CredentialsNotLoaded", "says how to find credentials"],
+            &[
+                "no credentials found in chain",
+                "no providers in chain provided credentials",
+                "CredentialsNotLoaded",
+                "says how to find credentials",
+            ],
             "there are no credentials",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
         ),
@@ -70,6 +75,20 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
             Some(("the credentials do not allow it", "ask for the permission, or check the store's URL"))
         }
         _ => None,
+    }
+}
+
+/// What a server said, in one line: where it is a page of XML, its code and message.
+pub(crate) fn said(error: &object_store::Error) -> String {
+    let text = whole_text(error);
+    let field = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(inner, _)| inner.replace("&#39;", "'").replace("&quot;", "\""))
+    };
+    match (field("Code"), field("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code,
+        _ => text.lines().next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned(),
     }
 }
 
