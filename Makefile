@@ -44,12 +44,11 @@ test: setup lint test-images ## everything: installs what is missing, then lint,
 test-beside-servers:
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -ex; $(CARGO) nextest run --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) nextest run --locked --workspace --test end_to_end \
-			-E 'not (none() $(NOT_ON_S3:%=| test(=%)))'; \
+		SNOWMELT_TEST_STORE=s3 $(CARGO) nextest run --locked --workspace --test end_to_end -- $(NOT_ON_S3:%=--skip %); \
 		$(CARGO) test --locked --workspace --doc --quiet; \
 	else \
 		set -ex; $(CARGO) test --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) test --locked --workspace --test end_to_end -- --exact $(NOT_ON_S3:%=--skip %); \
+		SNOWMELT_TEST_STORE=s3 $(CARGO) test --locked --workspace --test end_to_end -- $(NOT_ON_S3:%=--skip %); \
 	fi
 
 test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)

@@ -78,7 +78,7 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
     }
 }
 
-/// What a server said, in one line: where it is a page of XML, its code and message.
+/// What a server said, in one line: where it is a page of XML, its code and message; otherwise the first cause.
 pub(crate) fn said(error: &object_store::Error) -> String {
     let text = whole_text(error);
     let field = |name: &str| {
@@ -88,7 +88,14 @@ pub(crate) fn said(error: &object_store::Error) -> String {
     match (field("Code"), field("Message")) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code,
-        _ => text.lines().next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned(),
+        _ => {
+            let mut innermost: &dyn StdError = error;
+            while let Some(source) = innermost.source() {
+                innermost = source;
+            }
+            let text = innermost.to_string();
+            text.lines().next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned()
+        }
     }
 }
 

@@ -52,8 +52,9 @@ pub(crate) use only_on_files;
 fn what_does_not_apply_to_s3() {
     use std::io::Write as _;
     if is_s3() {
-        let lines: String = ONLY_ON_FILES.iter().map(|(name, why)| format!("not on S3: {name}: {why}\n")).collect();
-        std::io::stderr().write_all(lines.as_bytes()).unwrap();
+        for (name, why) in ONLY_ON_FILES {
+            writeln!(std::io::stderr(), "not on S3: {name}: {why}").unwrap();
+        }
     }
 }
 
