@@ -43,7 +43,7 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) ->
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| without_controls(cell)));
     }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
@@ -53,12 +53,17 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) ->
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
+/// Text that others wrote, such as where an image comes from, must not steer the terminal that it is shown on.
+fn without_controls(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Rows of a name and a value, aligned.
 pub(crate) fn pairs(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter().fold(String::new(), |mut text, (name, value)| {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "{name:width$}  {value}");
+        let _ = writeln!(text, "{name:width$}  {}", without_controls(value));
         text
     })
 }

@@ -159,7 +159,10 @@ impl ImageLease {
                     manifest: self.manifest.to_string(),
                     by: self.by.clone(),
                 };
-                self.store.raise_alarm(&self.root, &alarm)?;
+                // Where it may not be raised it is in the log; leaving the root matters more.
+                if let Err(error) = self.store.raise_alarm(&self.root, &alarm) {
+                    tracing::error!(%error, "the alarm was not recorded");
+                }
             }
             Some(RootState::Deleted) => {
                 tracing::error!(root = self.root, manifest = %self.manifest, "the root of an image in use is deleted");

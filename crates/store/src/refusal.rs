@@ -50,12 +50,12 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
         ),
         (
             &[
+                "no credentials found in chain",
                 "no providers in chain provided credentials",
                 "CredentialsNotLoaded",
                 "says how to find credentials",
-                "the AWS configuration",
             ],
-            "there are no credentials that work",
+            "there are no credentials",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
         ),
         (
@@ -78,27 +78,32 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
     }
 }
 
+/// What a server said, in one line: where it is a page of XML, its code and message; otherwise the first cause.
+pub(crate) fn said(error: &object_store::Error) -> String {
+    let text = whole_text(error);
+    let field = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(inner, _)| inner.replace("&#39;", "'").replace("&quot;", "\""))
+    };
+    match (field("Code"), field("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code,
+        _ => {
+            let mut innermost: &dyn StdError = error;
+            while let Some(source) = innermost.source() {
+                innermost = source;
+            }
+            let text = innermost.to_string();
+            text.lines().next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned()
+        }
+    }
+}
+
 /// Whether a server said that it does not do such a thing at all (405, 501), as plain web servers do where they are asked to
 /// list or to write.
 pub(crate) fn refused_method(error: &object_store::Error) -> bool {
     let text = whole_text(error);
     ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"].iter().any(|it| text.contains(it))
-}
-
-/// What a server said, without the form that it said it in.
-pub(crate) fn brief(error: &object_store::Error) -> Box<dyn StdError + Send + Sync> {
-    let text = whole_text(error);
-    let tag = |name: &str| {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        let (inside, _) = rest.split_once(&format!("</{name}>"))?;
-        (inside.len() < 300).then(|| inside.to_owned())
-    };
-    match (tag("Code"), tag("Message")) {
-        (Some(code), Some(message)) => format!("{code}: {message}").into(),
-        (Some(code), None) => code.into(),
-        // The causes are in it already, several times.
-        _ => error.to_string().into(),
-    }
 }
 
 /// An error with its causes: the library keeps status and body of an answer in texts only.

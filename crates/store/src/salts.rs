@@ -14,7 +14,7 @@ const SECRET_PATH: &str = "salt/secret";
 const SECRET_SUBJECT: &str = "the salt secret (salt/secret)";
 const MOST_BYTES: u64 = 256 << 10;
 /// What the salt secret is wrapped for: no tenant may have a name like this.
-const SECRET_USE: KeyUse<'static> = KeyUse { tenant: "", image: "salt secret" };
+const SECRET_USE: KeyUse<'static> = KeyUse { tenant: "-", image: "salt secret" };
 
 /// What a publisher says about sharing; root and epoch come from the store.
 #[derive(Clone)]

@@ -661,7 +661,7 @@ fn a_salt_secret_of_somebody_else_is_refused() {
         world.put(path, &serde_json::to_vec(&record).unwrap());
     };
     // Wrapped under a key of the attacker, which may say that it is the deployment's; and a data key of a manifest that she may open.
-    let use_ = KeyUse { tenant: "", image: "salt secret" };
+    let use_ = KeyUse { tenant: "-", image: "salt secret" };
     let (_, mut wrapped) = kms.with("mallory").generate_data_key(&use_).unwrap();
     put(&wrapped);
     assert!(world.store.salt_secret(&kms).is_err());

@@ -50,7 +50,8 @@ fn images_are_listed_shown_and_removed() {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
     assert!(find(&inspected, "chunk_size").is_some(), "{inspected}");
-    assert!(!text.contains("\"key\""), "keys stay sealed: {text}");
+    let key = find(&inspected, "key").and_then(Value::as_str).unwrap();
+    assert!(key.starts_with("local:") || key.starts_with("awskms:"), "which key it is, and not the key: {text}");
 
     world.snowmelt(["rm", "small:v1"]).success();
     assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 1);
@@ -140,7 +141,9 @@ fn nothing_readable_lies_in_the_store_or_in_the_cache() {
         assert!(!readable, "{path} holds a file's content in the clear");
     };
     let store = world.objects("store");
-    store.list().iter().for_each(|(path, _)| check(path, &store.read(path)));
+    for (path, _) in store.list() {
+        check(&path, &store.read(&path));
+    }
     crate::world::walk(&world.path("cache"), &mut |path| {
         check(&path.display().to_string(), &std::fs::read(path).unwrap());
     });
@@ -301,7 +304,9 @@ fn starts_are_remembered_by_command() {
     assert_eq!(known["touched_chunks"], first["touched_chunks"]);
     drop(served);
     // A log that was damaged is none.
-    logs().iter().for_each(|log| store.write(log, "nonsense"));
+    for log in logs() {
+        store.write(&log, "nonsense");
+    }
     let healed = figures(&[], &["md5sum", "/data/pattern"]);
     assert_eq!(healed["touched_chunks"], first["touched_chunks"]);
     let without = figures(&["--prefetch", "false"], &["cat", "/etc/greeting"]);

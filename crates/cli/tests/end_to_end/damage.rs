@@ -57,7 +57,9 @@ fn names_one_of(text: &str, chunks: &[PathBuf]) -> bool {
 fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
     let world = World::with_small();
     let victims = chunks_of_no_start(&world);
-    victims.iter().for_each(|victim| world.damage_stored(victim));
+    for victim in &victims {
+        world.damage_stored(victim);
+    }
 
     let read = world.run(&[], &["sh", "-c", &format!("echo whole; {READ_MANY}")]);
     assert_ne!(read.code, 0);
@@ -68,7 +70,9 @@ fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
     assert!(names_one_of(&verified.stderr, &victims), "{}", verified.stderr);
 
     // Whole again at the origin: whole again for the next reader, nothing wrong was kept.
-    victims.iter().for_each(|victim| world.damage_stored(victim));
+    for victim in &victims {
+        world.damage_stored(victim);
+    }
     world.run(&[], &["sh", "-c", READ_MANY]).success();
     world.snowmelt(["verify", "small"]).success();
 }
@@ -77,7 +81,9 @@ fn a_damaged_chunk_in_the_store_is_an_io_error_and_is_named() {
 fn a_missing_chunk_is_an_io_error_and_is_named() {
     let world = World::with_small();
     let victims = chunks_of_no_start(&world);
-    victims.iter().for_each(|victim| world.remove_stored(victim));
+    for victim in &victims {
+        world.remove_stored(victim);
+    }
 
     let read = world.run(&[], &["sh", "-c", READ_MANY]);
     assert_ne!(read.code, 0);
@@ -107,7 +113,9 @@ fn a_damaged_cache_heals_from_the_store() {
     assert!(damaged > 0, "chunks are kept in the cache");
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
     // And it is cured: with the store's chunks gone, the cache has what it takes.
-    world.chunk_files().iter().for_each(|chunk| world.remove_stored(chunk));
+    for chunk in world.chunk_files() {
+        world.remove_stored(&chunk);
+    }
     assert!(world.run(&[], &["cat", "/data/pattern"]).success().stdout == expected);
 }
 
@@ -132,7 +140,9 @@ fn a_damaged_manifest_is_refused() {
     let world = World::with_small();
     let stored = world.objects("store").list();
     let manifests: Vec<_> = stored.iter().filter(|(path, _)| path.contains("/manifests/")).collect();
-    manifests.iter().for_each(|(path, _)| world.damage_stored(path.as_ref()));
+    for (path, _) in &manifests {
+        world.damage_stored(path.as_ref());
+    }
     assert!(!manifests.is_empty());
     world.run(&[], &["true"]).failure(125, &["small"]);
 }

@@ -14,6 +14,7 @@ mod flattened;
 mod interruptions;
 mod keys_and_salts;
 mod mistakes;
+mod object_storage;
 mod proxy;
 mod registry;
 mod running;

@@ -18,7 +18,7 @@ const ONLY_ON_FILES: [(&str, &str); 2] = [
     ("mistakes::stores_that_can_only_be_read", "it puts a plain web server over a store's folder"),
 ];
 
-/// Tests of object storage, which folders have nothing of, begin with [`only_on_s3`].
+/// Whether stores are on S3.
 pub fn is_s3() -> bool {
     match std::env::var("SNOWMELT_TEST_STORE").as_deref() {
         Err(_) | Ok("" | "file") => false,
@@ -52,8 +52,9 @@ pub(crate) use only_on_files;
 fn what_does_not_apply_to_s3() {
     use std::io::Write as _;
     if is_s3() {
-        let lines: String = ONLY_ON_FILES.iter().map(|(name, why)| format!("not on S3: {name}: {why}\n")).collect();
-        std::io::stderr().write_all(lines.as_bytes()).unwrap();
+        for (name, why) in ONLY_ON_FILES {
+            writeln!(std::io::stderr(), "not on S3: {name}: {why}").unwrap();
+        }
     }
 }
 

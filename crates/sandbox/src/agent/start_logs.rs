@@ -1,9 +1,9 @@
-//! Where the logs of starts are kept: by image, and for each image by what was run. In a store that is a directory they lie beside
-//! the manifest, so that every machine with that store has them; what comes from another store is read from there too, and what
-//! this machine adds lies in its cache.
+//! Where the logs of starts are kept: by image, and for each image by what was run. They lie beside the manifest, so that every
+//! machine with that store has them. Where the store is no directory they lie in this machine's cache as well, so that its own
+//! starts need not ask for them, and only there where the store takes none.
 //!
 //! ```text
-//! <root of the store>/starts/<tenant>/   or   <cache>/starts/
+//! <root of the store>/starts/<tenant>/   and   <cache>/starts/
 //!   <manifest id>/<16 hex>      what a command read: named by a hash of its words
 //!                 common        what all commands so far have in common, once there were two
 //!                 first         the log of the first command, to compare with the second
@@ -14,7 +14,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
 
 use snowmelt_chunk::ManifestId;
 use snowmelt_device::StartLog;
@@ -25,6 +26,10 @@ const LONGEST_BYTES: u64 = 8 << 20;
 /// Logs that are kept of one image, and images of which logs are kept; the longest unused go. 4 KiB to 100 KiB a log.
 const MOST_LOGS: usize = 64;
 const MOST_IMAGES: usize = 256;
+/// A longer one is not put into object storage, from where it would not be read.
+const LONGEST_REMOTE_BYTES: usize = 1 << 20;
+/// How long the end of a sandbox waits for object storage to take its log.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The logs of one image for one command.
 #[derive(Debug)]
@@ -35,6 +40,16 @@ pub(super) struct StartLogs {
     command: Option<String>,
     /// Whether the folder is the cache's, which has logs of images of all stores, and must be bounded.
     is_cache: bool,
+    /// Where others find the logs too, if that is object storage.
+    remote: Option<Remote>,
+}
+
+/// The logs of an image in object storage.
+#[derive(Clone, Debug)]
+struct Remote {
+    store: Store,
+    tenant: String,
+    manifest: ManifestId,
 }
 
 /// What is known about the start to come.
@@ -62,7 +77,12 @@ impl StartLogs {
             let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
             hash[..16].to_owned()
         });
-        Self { all, image, command, is_cache }
+        let remote = (is_cache && store.is_object_storage()).then(|| Remote {
+            store: store.clone(),
+            tenant: tenant.into(),
+            manifest: *manifest,
+        });
+        Self { all, image, command, is_cache, remote }
     }
 
     /// What is known about the start to come; nothing is an empty log. A store that is no directory is asked where this machine
@@ -80,7 +100,8 @@ impl StartLogs {
         Expected { log: common.unwrap_or_default(), same_command: false }
     }
 
-    /// Keeps what a start read. Other sandboxes may do so at the same time: the last one wins, and any of them is right.
+    /// Keeps what a start read, once it is over. Other sandboxes may do so at the same time: the last one wins, and any of them is
+    /// right.
     pub(super) fn keep(&self, log: &StartLog, expected: &Expected) {
         let Some(name) = &self.command else { return };
         if log.is_empty() || expected.same_command && expected.log == *log {
@@ -89,6 +110,18 @@ impl StartLogs {
         if let Err(error) = self.write(name, log, expected) {
             // A store may well be for others to write.
             tracing::info!(path = %self.image.display(), %error, "what this start read is not kept");
+        }
+        if let Some(remote) = self.remote.clone() {
+            let (name, log, is_new) = (name.clone(), log.clone(), !expected.same_command);
+            // Nobody waits for a server that does not answer: the thread ends with the process.
+            let (done, waited) = mpsc::channel();
+            let put = move || done.send(remote.put(&name, &log, is_new));
+            let started = std::thread::Builder::new().name("put-start-log".into()).spawn(put);
+            match started.map(|_| waited.recv_timeout(PATIENCE)) {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => tracing::info!(%error, "what this start read is kept on this machine only"),
+                _ => tracing::info!("what this start read is kept on this machine only: the store does not answer"),
+            }
         }
     }
 
@@ -107,6 +140,42 @@ impl StartLogs {
             prune(&self.all, MOST_IMAGES);
         }
         Ok(())
+    }
+}
+
+impl Remote {
+    fn read(&self, name: &str) -> Option<StartLog> {
+        let bytes = self.store.read_start_log(&self.tenant, &self.manifest, name).ok()?;
+        StartLog::decode(std::str::from_utf8(&bytes).ok()?)
+    }
+
+    /// Puts a log, and what it has in common with the others where its command is new. As many as there may be stay as they are:
+    /// other commands have what is common.
+    fn put(&self, name: &str, log: &StartLog, is_new: bool) -> Result<(), snowmelt_store::Error> {
+        let there = self.store.list_start_logs(&self.tenant, &self.manifest)?;
+        let is_there = |name: &str| there.iter().any(|log| log == name);
+        let put = |name: &str, log: &StartLog| {
+            let text = log.encode();
+            // One that is new makes room for two more, `first` and `common`.
+            if text.len() > LONGEST_REMOTE_BYTES || !is_there(name) && there.len() + 2 >= MOST_LOGS {
+                return Ok(());
+            }
+            self.store.put_start_log(&self.tenant, &self.manifest, name, &text)
+        };
+        // Another machine may have put the same command's log meanwhile.
+        if is_new && !is_there(name) {
+            let before = ["common", "first"].into_iter().filter(|name| is_there(name)).find_map(|name| self.read(name));
+            match before {
+                Some(before) => {
+                    let common = before.common(log);
+                    if common != before || !is_there("common") {
+                        put("common", &common)?;
+                    }
+                }
+                None => put("first", log)?,
+            }
+        }
+        put(name, log)
     }
 }
 

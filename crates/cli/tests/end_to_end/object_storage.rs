@@ -1,0 +1,309 @@
+//! What only happens with a bucket and a key service: mistakes in reaching them, and what is half done there. With
+//! `SNOWMELT_TEST_STORE=s3` alone; everything that folders do too is tested by the other files, on both.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::world::{Finished, World, finish, test_image, wait_until};
+
+/// Runs a command of the binary in a changed environment: `None` takes a variable away.
+fn with(world: &World, changes: &[(&str, Option<&str>)], arguments: &[&str]) -> Finished {
+    let mut command = world.command(arguments);
+    for (name, value) in changes {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    finish(command.spawn().unwrap())
+}
+
+/// What a user is told fits on a line, and is no page of a server.
+#[track_caller]
+fn readable(finished: &Finished) {
+    let message = &finished.stderr;
+    assert!(!message.contains("<?xml") && message.lines().count() == 1 && message.len() < 1000, "{finished:?}");
+}
+
+const COMMANDS: [(&[&str], i32); 3] =
+    [(&["images"], 1), (&["run", "small", "--", "true"], 125), (&["publish", "SOURCE", "new"], 1)];
+
+/// Every command that needs the store says the same of what is wrong with it.
+#[track_caller]
+fn all_refuse(world: &World, changes: &[(&str, Option<&str>)], words: &[&str]) {
+    for (command, code) in COMMANDS {
+        let source = test_image("small");
+        let command: Vec<&str> =
+            command.iter().map(|word| if *word == "SOURCE" { source.as_str() } else { word }).collect();
+        let started = Instant::now();
+        let finished = with(world, changes, &command);
+        println!("{command:?} {:?}: {}", started.elapsed(), finished.stderr);
+        readable(&finished);
+        finished.failure(code, words);
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_bucket_that_is_not_there() {
+    let Some(world) = World::on_s3() else { return };
+    let url = "s3://no-such-bucket/images";
+    all_refuse(&world, &[("SNOWMELT_STORE", Some(url))], &[url, "there is no such bucket"]);
+}
+
+#[test]
+fn credentials_that_are_wrong() {
+    let Some(world) = World::on_s3() else { return };
+    let words = ["the server does not accept the credentials", "secret"];
+    all_refuse(&world, &[("AWS_SECRET_ACCESS_KEY", Some("not-the-secret"))], &words);
+    all_refuse(&world, &[("AWS_ACCESS_KEY_ID", Some("NOBODY"))], &words);
+}
+
+#[test]
+fn credentials_that_are_not_there() {
+    let Some(world) = World::on_s3() else { return };
+    let none = [("AWS_ACCESS_KEY_ID", None), ("AWS_SECRET_ACCESS_KEY", None)];
+    all_refuse(&world, &none, &["there are no credentials", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"]);
+}
+
+#[test]
+fn credentials_from_files_and_from_programs() {
+    let Some(world) = World::on_s3() else { return };
+    let servers = world.servers().unwrap();
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    let (id, secret) = (&servers.access_key, &servers.secret_key);
+    let (credentials, config) = (world.text("aws-credentials"), world.text("aws-config"));
+    std::fs::write(&credentials, format!("[team]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))
+        .unwrap();
+    let answer = format!(r#"{{"Version": 1, "AccessKeyId": "{id}", "SecretAccessKey": "{secret}"}}"#);
+    std::fs::write(world.path("answer"), answer).unwrap();
+    let process = format!("[profile process]\ncredential_process = cat {}\n", world.text("answer"));
+    std::fs::write(&config, process).unwrap();
+    for profile in ["team", "process"] {
+        let changes = [
+            ("AWS_ACCESS_KEY_ID", None),
+            ("AWS_SECRET_ACCESS_KEY", None),
+            ("AWS_SHARED_CREDENTIALS_FILE", Some(credentials.as_str())),
+            ("AWS_CONFIG_FILE", Some(&config)),
+            ("AWS_PROFILE", Some(profile)),
+        ];
+        let run = with(&world, &changes, &["run", "small", "--", "cat", "/etc/greeting"]).success();
+        assert_eq!(run.stdout(), "hello from snowmelt\n", "{profile}");
+        with(&world, &changes, &["publish", &test_image("small"), profile]).success();
+    }
+    let missing = [("AWS_ACCESS_KEY_ID", None), ("AWS_SECRET_ACCESS_KEY", None), ("AWS_PROFILE", Some("nowhere"))];
+    all_refuse(&world, &missing, &["there are no credentials"]);
+}
+
+#[test]
+fn a_region_that_is_not_the_buckets() {
+    let Some(world) = World::on_s3() else { return };
+    let changes = [("AWS_REGION", Some("eu-central-1"))];
+    if with(&world, &changes, &["images"]).code == 0 {
+        // Not all servers have regions; how AWS tells it is tested by the crate.
+        println!("DOES NOT RUN: a_region_that_is_not_the_buckets: this server does not look at regions");
+        return;
+    }
+    all_refuse(&world, &changes, &["region", "AWS_REGION"]);
+}
+
+/// With `faketime`, which the binary and the agent that it starts take for the machine's clock.
+#[test]
+fn a_clock_that_is_off() {
+    let Some(world) = World::on_s3() else { return };
+    for offset in ["+2h", "-2h"] {
+        for (arguments, code) in [(&["images"][..], 1), (&["run", "small", "--", "true"], 125)] {
+            let snowmelt = world.command(arguments);
+            let mut command = Command::new("faketime");
+            command.args(["--exclude-monotonic", "-f", offset]).arg(snowmelt.get_program()).args(snowmelt.get_args());
+            for (name, value) in snowmelt.get_envs() {
+                match value {
+                    Some(value) => command.env(name, value),
+                    None => command.env_remove(name),
+                };
+            }
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            let finished = finish(command.spawn().expect("faketime is installed by scripts/setup"));
+            println!("{offset} {arguments:?}: {}", finished.stderr);
+            readable(&finished);
+            finished.failure(code, &["this machine's clock differs too much from the server's", "NTP"]);
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_without_tls_is_refused_unless_it_is_allowed() {
+    let Some(world) = World::on_s3() else { return };
+    let endpoint = world.servers().unwrap().s3.clone();
+    all_refuse(&world, &[("SNOWMELT_ALLOW_HTTP", None)], &[&endpoint, "plain HTTP", "--allow-http"]);
+    // A key service may not be reached so either, whatever the store is.
+    let folder = world.text("folder");
+    let changes = [("SNOWMELT_ALLOW_HTTP", None), ("SNOWMELT_STORE", Some(folder.as_str()))];
+    with(&world, &changes, &["publish", &test_image("small"), "x"]).failure(1, &["awskms:", "TLS", "allow_http"]);
+}
+
+#[test]
+fn servers_that_are_down() {
+    let Some(world) = World::on_s3() else { return };
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    // Nothing listens there.
+    let nowhere = "http://127.0.0.1:1";
+    all_refuse(&world, &[("AWS_ENDPOINT_URL_S3", Some(nowhere))], &["does not answer", "s3://"]);
+    let started = Instant::now();
+    let changes = [("AWS_ENDPOINT_URL_KMS", Some(nowhere))];
+    for (command, code) in [(&["run", "small", "--", "true"][..], 125), (&["publish", &test_image("small"), "x"], 1)] {
+        let finished = with(&world, &changes, command);
+        println!("{}", finished.stderr);
+        finished.failure(code, &["awskms:"]);
+    }
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+/// A KMS that refuses everything in these words, as moto never does. Gives its URL; it ends with the test's process.
+fn refusing_kms(code: &str, message: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let body = serde_json::json!({"__type": code, "message": message}).to_string();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            let mut buffer = [0; 4096];
+            // The body of such requests is one object of JSON.
+            while !request.ends_with(b"}") {
+                match client.read(&mut buffer) {
+                    Ok(length) if length > 0 => request.extend_from_slice(&buffer[..length]),
+                    _ => break,
+                }
+            }
+            let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-amz-json-1.1\r\nConnection: close\r\n";
+            let _ = write!(client, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_key_that_is_disabled_or_not_there() {
+    let Some(world) = World::on_s3() else { return };
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    let key = crate::stores::KEYS.replace("{tenant}", "default");
+    let check = |changes: &[(&str, Option<&str>)], words: &[&str]| {
+        for (command, code) in [(&["run", "small", "--", "true"][..], 125), (&["publish", "SOURCE", "x"], 1)] {
+            let (source, local) = (test_image("small"), ("SNOWMELT_SALT_KEY", Some("local")));
+            let command: Vec<&str> =
+                command.iter().map(|word| if *word == "SOURCE" { &source } else { *word }).collect();
+            let finished = with(&world, &[changes, &[local]].concat(), &command);
+            println!("{}", finished.stderr);
+            readable(&finished);
+            finished.failure(code, words);
+        }
+    };
+    let arn = "arn:aws:kms:us-east-1:123456789012:key/1234";
+    for (code, message, word) in [
+        ("DisabledException", format!("{arn} is disabled."), "disabled"),
+        ("KMSInvalidStateException", format!("{arn} is pending deletion."), "deleted"),
+        ("AccessDeniedException", format!("User: x is not authorized to perform: kms:Decrypt on {arn}"), "kms:"),
+    ] {
+        let url = refusing_kms(code, &message);
+        check(&[("AWS_ENDPOINT_URL_KMS", Some(&url))], &["\"default\"", &key, word, &message]);
+    }
+    // Nothing of that name: whoever mistypes an alias is told which.
+    let missing = "awskms:alias/snowmelt-tests-nowhere";
+    check(&[("SNOWMELT_KEYS", Some(missing))], &["\"default\"", missing]);
+    world.snowmelt(["run", "small", "--", "true"]).success();
+}
+
+#[test]
+fn a_key_of_another_tenant() {
+    let Some(world) = World::on_s3() else { return };
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    let others = crate::stores::KEYS.replace("{tenant}", "other");
+    let finished = with(&world, &[("SNOWMELT_KEYS", Some(&others))], &["run", "small", "--", "true"]);
+    println!("{}", finished.stderr);
+    readable(&finished);
+    finished.failure(125, &["default", &others]);
+    // A manifest that somebody moves to another tenant opens with neither's key.
+    let store = world.objects("store");
+    let named: Vec<_> =
+        store.list().into_iter().map(|(path, _)| path).filter(|path| path.contains("/default/")).collect();
+    for path in named {
+        store.write(&path.replacen("/default/", "/other/", 1), store.read(&path));
+    }
+    let finished = world.snowmelt(["--tenant", "other", "run", "small", "--", "true"]);
+    println!("{}", finished.stderr);
+    readable(&finished);
+    finished.failure(125, &["it belongs to tenant \"default\""]);
+}
+
+#[test]
+fn a_publish_that_was_killed_leaves_no_name_and_the_next_puts_only_the_rest() {
+    let Some(world) = World::on_s3() else { return };
+    let rootfs = world.path("rootfs");
+    std::fs::create_dir_all(&rootfs).unwrap();
+    let mut state = 1_u64;
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(64 << 20)
+    .collect();
+    std::fs::write(rootfs.join("noise"), content).unwrap();
+    let source = format!("dir:{}", rootfs.display());
+    let mut child = world.command(["publish", &source, "noise"]).spawn().unwrap();
+    wait_until("some of it is there", || world.chunk_files().len() >= 8);
+    child.kill().unwrap();
+    finish(child);
+    let mut before = world.chunk_files().len();
+    // What was under way still arrives.
+    wait_until("nothing more arrives", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = world.chunk_files().len();
+        std::mem::replace(&mut before, now) == now
+    });
+    assert_eq!(world.json(&["images"]), serde_json::json!([]), "nothing is half published");
+    let published = world.json(&["publish", &source, "noise"]);
+    let number = |name: &str| usize::try_from(published[name].as_u64().unwrap()).unwrap();
+    assert!(before < number("distinct_chunks"), "it was too late to kill it: {published}");
+    assert_eq!(number("new_chunks"), number("distinct_chunks") - before, "{before} were there: {published}");
+    assert_eq!(world.chunk_files().len(), number("distinct_chunks"));
+    world.snowmelt(["verify", "noise"]).success();
+}
+
+#[test]
+fn publishers_at_once_store_every_chunk_once() {
+    let Some(world) = World::on_s3() else { return };
+    let source = test_image("small");
+    let children =
+        ["one", "two", "one"].map(|name| world.command(["--json", "publish", &source, name]).spawn().unwrap());
+    let reports =
+        children.map(|child| serde_json::from_slice::<serde_json::Value>(&finish(child).success().stdout).unwrap());
+    assert_eq!(world.chunk_files().len() as u64, reports[0]["distinct_chunks"].as_u64().unwrap());
+    let new: u64 = reports.iter().map(|report| report["new_chunks"].as_u64().unwrap()).sum();
+    assert_eq!(new, reports[0]["distinct_chunks"].as_u64().unwrap(), "each is new to one of them: {reports:?}");
+    world.snowmelt(["verify", "one"]).success();
+    world.snowmelt(["verify", "two"]).success();
+}
+
+/// What one machine learned of a start is known to the next.
+#[test]
+fn another_machine_knows_a_start() {
+    let Some(world) = World::on_s3() else { return };
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    let reads = |cache: &str| {
+        let cache = world.text(cache);
+        let command = ["--json", "--cache-dir", &cache, "run", "small", "--stats", "--", "md5sum", "/data/pattern"];
+        let figures: serde_json::Value = serde_json::from_str(&world.snowmelt(command).success().stderr).unwrap();
+        figures["reads"].as_u64().unwrap()
+    };
+    let first = reads("first");
+    let logs = || {
+        let stored = world.objects("store").list();
+        stored.into_iter().filter(|(path, _)| path.contains("/starts/")).collect::<Vec<_>>()
+    };
+    assert_eq!(logs().len(), 2, "its own and the first: {:?}", logs());
+    let before = logs();
+    // What is known is read in larger pieces.
+    assert!(reads("second") < first);
+    assert_eq!(logs(), before, "nothing changed, so nothing is put");
+}
