@@ -257,8 +257,12 @@ impl Objects {
                     if is_first {
                         return Ok(Swapped::Conflict);
                     }
-                    let (now, _) = self.get_version(path, subject, u64::MAX >> 1)?;
-                    let is_ours = now.is_some_and(|now| now == *bytes);
+                    let is_ours = match self.get_version(path, subject, bytes.len() as u64) {
+                        Ok((now, _)) => now.is_some_and(|now| now == *bytes),
+                        // Longer than ours.
+                        Err(Error::Corrupt { .. }) => false,
+                        Err(error) => return Err(error),
+                    };
                     Ok(if is_ours { Swapped::Done } else { Swapped::Uncertain })
                 }
                 Err(error) => Err(self.error("put", subject, error)),
@@ -549,19 +553,48 @@ impl Objects {
         found.map(|found| found.modified).ok_or_else(|| self.not_found("the clock", ""))
     }
 
-    /// Removes folders that have become empty, where folders exist.
-    pub(crate) fn remove_empty_folders(&self, path: &str) {
-        fn remove(folder: &std::path::Path) {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    remove(&entry.path());
-                }
-            }
-            // Refused where something is in it.
-            let _ = fs::remove_dir(folder);
-        }
+    /// Whether anything is below a folder.
+    ///
+    /// # Errors
+    /// As [`Objects::list`].
+    pub(crate) fn has_any(&self, path: &str) -> Result<bool, Error> {
         if let Some(folder) = &self.folder {
-            remove(&folder.join(path));
+            return Ok(fs::read_dir(folder.join(path)).is_ok_and(|mut entries| entries.next().is_some()));
+        }
+        let mut found = false;
+        self.list_each(path, None, &mut |_| {
+            found = true;
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// Removes a folder with all that is in it, where folders exist; how many files there were, `None` where there are no folders.
+    /// Links are removed and not followed, whoever changes what meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: what is left is removed by another try.
+    pub(crate) fn remove_folder(&self, path: &str) -> Result<Option<u64>, Error> {
+        fn count(folder: &std::path::Path) -> u64 {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.map(|entry| if is_folder(&entry) { count(&entry.path()) } else { 1 }).sum()
+        }
+        fn is_folder(entry: &fs::DirEntry) -> bool {
+            entry.file_type().is_ok_and(|kind| kind.is_dir())
+        }
+        let Some(folder) = self.folder.as_ref().map(|folder| folder.join(path)) else { return Ok(None) };
+        let files = count(&folder);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match fs::remove_dir_all(&folder) {
+                // Somebody who slept puts a chunk there just now.
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < 10 => {}
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", folder)(error));
+                }
+                _ => return Ok(Some(files)),
+            }
         }
     }
 }

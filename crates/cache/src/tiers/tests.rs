@@ -23,7 +23,7 @@ impl Place {
     fn put(&self, suite: Suite, byte: u8) -> Sealed {
         let mut ciphertext = vec![0; 8192];
         let sealed = suite.seal(&Salt::from_bytes([1; 32]), &[byte; 8192], &mut ciphertext);
-        self.tiers.store.put_chunk(&sealed.id, &ciphertext).unwrap();
+        self.tiers.store().put_chunk(&sealed.id, &ciphertext).unwrap();
         sealed
     }
 
@@ -120,7 +120,7 @@ fn an_origin_that_does_not_answer_is_unavailable_but_the_disk_still_serves() {
 fn without_a_disk_everything_comes_from_the_origin() {
     let place = place();
     let sealed = place.put(Suite::Sha256Ctr, 3);
-    let tiers = Tiers::new(place.tiers.store.clone(), None);
+    let tiers = Tiers::new(place.tiers.store(), None);
     let request = ChunkRequest { id: sealed.id, suite: Suite::Sha256Ctr, secret: &sealed.secret };
     for _ in 0..2 {
         assert_eq!(tiers.read_chunk(&request, &mut vec![0; 8192], &|_| {}).unwrap(), Tier::Origin);
