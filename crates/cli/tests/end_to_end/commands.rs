@@ -50,8 +50,7 @@ fn images_are_listed_shown_and_removed() {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
     assert!(find(&inspected, "chunk_size").is_some(), "{inspected}");
-    let key = find(&inspected, "key").and_then(Value::as_str).unwrap();
-    assert!(key.starts_with("local:") || key.starts_with("awskms:"), "which key it is, and not the key: {text}");
+    assert!(!text.contains("\"key\""), "keys stay sealed: {text}");
 
     world.snowmelt(["rm", "small:v1"]).success();
     assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 1);
@@ -276,7 +275,7 @@ fn starts_are_remembered_by_command() {
     let figures = |flags: &[&str], command: &[&str]| -> Value {
         let arguments = [flags, &["--json", "run", "small", "--stats", "--"], command].concat();
         let finished = world.snowmelt(arguments).success();
-        serde_json::from_str(&finished.stderr).unwrap()
+        serde_json::from_str(&finished.stderr).unwrap_or_else(|error| panic!("{error}: {}", finished.stderr))
     };
     let store = world.objects("store");
     let logs = || {
