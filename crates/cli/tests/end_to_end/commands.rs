@@ -295,13 +295,17 @@ fn starts_are_remembered_by_command() {
     );
     assert!(logs().iter().any(|path| path.ends_with("/common")), "two commands have something in common");
     // Another machine, which reaches the store by its network and has nothing yet, knows it too.
-    let served = crate::damage::serve_store(&world);
+    let served = world.servers().is_none().then(|| crate::damage::serve(&world.path("store")));
     let cache = world.text("other-cache");
-    let elsewhere = [&served.options()[..], &["--cache-dir", &cache]].concat();
+    let url = served.as_ref().map_or(world.store_url("store"), |(_, address)| format!("http://{address}/"));
+    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache];
     let known = figures(&elsewhere, &["md5sum", "/data/pattern"]);
     assert!(number(&known, "prefetched_chunks") > 0, "{known}");
     assert_eq!(known["touched_chunks"], first["touched_chunks"]);
-    drop(served);
+    if let Some((mut server, _)) = served {
+        let _ = server.kill();
+        let _ = server.wait();
+    }
     // A log that was damaged is none.
     for log in logs() {
         store.write(&log, "nonsense");
