@@ -50,8 +50,7 @@ fn images_are_listed_shown_and_removed() {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
     assert!(find(&inspected, "chunk_size").is_some(), "{inspected}");
-    let key = find(&inspected, "key").and_then(Value::as_str).unwrap();
-    assert!(key.starts_with("local:") || key.starts_with("awskms:"), "which key it is, and not the key: {text}");
+    assert!(!text.contains("\"key\""), "keys stay sealed: {text}");
 
     world.snowmelt(["rm", "small:v1"]).success();
     assert_eq!(world.json(&["images"]).as_array().unwrap().len(), 1);
@@ -276,7 +275,7 @@ fn starts_are_remembered_by_command() {
     let figures = |flags: &[&str], command: &[&str]| -> Value {
         let arguments = [flags, &["--json", "run", "small", "--stats", "--"], command].concat();
         let finished = world.snowmelt(arguments).success();
-        serde_json::from_str(&finished.stderr).unwrap()
+        serde_json::from_str(&finished.stderr).unwrap_or_else(|error| panic!("{error}: {}", finished.stderr))
     };
     let store = world.objects("store");
     let logs = || {
@@ -296,13 +295,17 @@ fn starts_are_remembered_by_command() {
     );
     assert!(logs().iter().any(|path| path.ends_with("/common")), "two commands have something in common");
     // Another machine, which reaches the store by its network and has nothing yet, knows it too.
-    let served = crate::damage::serve_store(&world);
+    let served = world.servers().is_none().then(|| crate::damage::serve(&world.path("store")));
     let cache = world.text("other-cache");
-    let elsewhere = [&served.options()[..], &["--cache-dir", &cache]].concat();
+    let url = served.as_ref().map_or(world.store_url("store"), |(_, address)| format!("http://{address}/"));
+    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache];
     let known = figures(&elsewhere, &["md5sum", "/data/pattern"]);
     assert!(number(&known, "prefetched_chunks") > 0, "{known}");
     assert_eq!(known["touched_chunks"], first["touched_chunks"]);
-    drop(served);
+    if let Some((mut server, _)) = served {
+        let _ = server.kill();
+        let _ = server.wait();
+    }
     // A log that was damaged is none.
     for log in logs() {
         store.write(&log, "nonsense");
