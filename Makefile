@@ -3,14 +3,6 @@
 CARGO ?= cargo
 export SNOWMELT_TEST_CACHE ?= $(CURDIR)/target/test-images
 
-# Tests of the binary that still look into a store's folder by themselves; the others that are about files say so themselves.
-NOT_ON_S3 := collection::another_collector_is_left_alone \
-	collection::reading_an_expired_root_is_an_alarm_that_stops_its_deletion \
-	copies::a_copy_runs_from_the_other_store \
-	copies::scrubbing_names_every_image_that_has_a_damaged_chunk \
-	keys_and_salts::images_open_without_the_old_key_after_its_rotation \
-	keys_and_salts::mistakes_with_keys_are_explained
-
 .DEFAULT_GOAL := help
 # The steps of a task come one after the other, whatever -j says.
 .NOTPARALLEL:
@@ -44,11 +36,11 @@ test: setup lint test-images ## everything: installs what is missing, then lint,
 test-beside-servers:
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -ex; $(CARGO) nextest run --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) nextest run --locked --workspace --test end_to_end -- $(NOT_ON_S3:%=--skip %); \
+		SNOWMELT_TEST_STORE=s3 $(CARGO) nextest run --locked --workspace --test end_to_end; \
 		$(CARGO) test --locked --workspace --doc --quiet; \
 	else \
 		set -ex; $(CARGO) test --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) test --locked --workspace --test end_to_end -- $(NOT_ON_S3:%=--skip %); \
+		SNOWMELT_TEST_STORE=s3 $(CARGO) test --locked --workspace --test end_to_end; \
 	fi
 
 test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)

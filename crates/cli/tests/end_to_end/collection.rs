@@ -93,11 +93,10 @@ fn reading_an_expired_root_is_an_alarm_that_stops_its_deletion() {
     world.set("SNOWMELT_LEASE", "3s");
     world.snowmelt(["gc", "rotate", "--to", "second"]).success();
     // By hand, since the command would not let an image in use expire.
-    let path = world.path("store/gc/state");
-    let text = std::fs::read_to_string(&path).unwrap();
+    let objects = world.objects("store");
+    let text = String::from_utf8(objects.read("gc/state")).unwrap();
     assert!(text.contains("\"retired\""));
-    std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, text.replace("\"retired\"", "\"expired\"")).unwrap();
+    objects.write("gc/state", text.replace("\"retired\"", "\"expired\""));
     let directory = world.mount("small", &[]);
     wait_until("there is an alarm", || status(&world)["alarms"] == 1);
     let seen = world.snowmelt(["gc", "status"]).failure(1, &[]).stdout();
@@ -133,12 +132,11 @@ fn a_timer_does_what_is_due() {
 fn another_collector_is_left_alone() {
     let world = World::with_small();
     world.snowmelt(["gc", "run"]).success();
-    let path = world.path("store/gc/state");
-    let mut state: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let objects = world.objects("store");
+    let mut state: Value = serde_json::from_slice(&objects.read("gc/state")).unwrap();
     state["lease"] =
         serde_json::json!({ "holder": "process 7 on elsewhere", "token": "0", "until": 9_999_999_999_u64 });
-    std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, state.to_string()).unwrap();
+    objects.write("gc/state", state.to_string());
     let ran = world.snowmelt(["gc", "run"]).success();
     assert!(ran.stdout().contains("process 7 on elsewhere"), "{}", ran.stdout());
 }

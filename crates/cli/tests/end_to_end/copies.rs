@@ -1,19 +1,20 @@
 //! Copies between stores, what images take, and scrubbing.
 
-use std::os::unix::fs::{FileExt, PermissionsExt};
-
 use crate::world::{World, test_image};
 
 #[test]
 fn a_copy_runs_from_the_other_store() {
     let mut world = World::with_small();
-    let to = world.text("second");
+    let to = world.store_url("second");
     let copied = world.json(&["cp", "small", "copy:v1", "--to", &to]);
     assert_eq!(copied["new_chunks"], copied["distinct_chunks"]);
     let again = world.json(&["cp", "small", "--to", &to]);
     assert_eq!((&again["new_chunks"], &again["present_chunks"]), (&0.into(), &copied["distinct_chunks"]));
     world.snowmelt(["cp", "small", "--to", "https://127.0.0.1:9/x"]).failure(1, &["127.0.0.1:9"]);
-    std::fs::remove_dir_all(world.path("store")).unwrap();
+    let store = world.objects("store");
+    for (path, _) in store.list() {
+        store.remove(&path);
+    }
     world.set("SNOWMELT_STORE", to);
     for image in ["copy:v1", "small"] {
         assert_eq!(world.snowmelt(["run", image, "--", "echo", "here"]).success().stdout(), "here\n");
@@ -48,11 +49,7 @@ fn scrubbing_names_every_image_that_has_a_damaged_chunk() {
     world.snowmelt(["publish", &test_image("small"), "small", "--tenant", "other"]).success();
     world.snowmelt(["scrub", "--all-tenants"]).success();
     let victim = world.chunk_files().remove(0);
-    std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&victim).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 100).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
+    world.damage_stored(&victim);
     let chunk = victim.file_name().unwrap().to_str().unwrap();
     let found = world.snowmelt(["scrub", "--all-tenants", "--bandwidth", "1GiB"]).failure(1, &[chunk]);
     for image in ["default/small:latest", "other/small:latest"] {

@@ -1,9 +1,11 @@
 //! Rotation of keys and salts, and with whom chunks are shared.
 
+use crate::stores::only_on_files;
 use crate::world::{World, test_image};
 
 #[test]
 fn images_open_without_the_old_key_after_its_rotation() {
+    only_on_files!();
     let world = World::with_small();
     let before = world.chunk_files();
     let rotated = world.json(&["keys", "rotate"]);
@@ -20,6 +22,7 @@ fn images_open_without_the_old_key_after_its_rotation() {
 
 #[test]
 fn mistakes_with_keys_are_explained() {
+    only_on_files!();
     let world = World::with_small();
     world.snowmelt(["keys", "rotate", "--keys", "awskms:alias/x"]).failure(1, &["awskms:alias/x", "--keep-key"]);
     world.snowmelt(["keys", "status", "--keys", "nowhere"]).failure(2, &["awskms:KEY"]);

@@ -13,8 +13,10 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use crate::world::tool;
 
 /// Tests that say nothing about a bucket, and why. Each begins with [`only_on_files`].
-const ONLY_ON_FILES: [(&str, &str); 2] = [
+const ONLY_ON_FILES: [(&str, &str); 4] = [
     ("commands::keys_are_made_once_and_only_their_owner_reads_them", "keys in KMS are no files"),
+    ("keys_and_salts::images_open_without_the_old_key_after_its_rotation", "it removes the file of a key"),
+    ("keys_and_salts::mistakes_with_keys_are_explained", "it changes files of keys"),
     ("mistakes::stores_that_can_only_be_read", "it puts a plain web server over a store's folder"),
 ];
 
