@@ -1,6 +1,7 @@
 //! What is measured, one module each, and what they share.
 
 pub(crate) mod cold;
+pub(crate) mod collect;
 pub(crate) mod dedup;
 pub(crate) mod memory;
 pub(crate) mod publish;

@@ -9,6 +9,7 @@ mod images;
 mod machine;
 mod measure;
 mod network;
+mod objects;
 mod origin;
 mod report;
 
@@ -26,7 +27,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, warm, reads, publish, memory, dedup, suites).
+    /// Only these cases (cold, warm, reads, publish, memory, collect, dedup, suites).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -69,12 +70,13 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 7] = [
+const CASES: [(&str, Case); 8] = [
     ("cold", cases::cold::measure),
     ("warm", cases::warm::measure),
     ("reads", cases::reads::measure),
     ("publish", cases::publish::measure),
     ("memory", cases::memory::measure),
+    ("collect", cases::collect::measure),
     ("dedup", cases::dedup::measure),
     ("suites", cases::suites::measure),
 ];

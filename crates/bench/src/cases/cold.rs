@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -10,6 +11,7 @@ use super::{HELLO, IMPORT_PANDAS, set_command};
 use crate::Bench;
 use crate::measure::{self, Samples};
 use crate::network::{ORIGINS, Proxy};
+use crate::objects::{self, Server};
 use crate::origin::Origin;
 use crate::report::{Section, bytes, ratio, seconds};
 
@@ -86,7 +88,70 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
             times.row(row);
         }
     }
-    Ok(vec![times, traffic])
+    Ok(vec![times, traffic, from_s3(bench, &place)?])
+}
+
+/// What an S3 server costs, beside a folder.
+fn from_s3(bench: &Bench, place: &Path) -> Result<Section> {
+    let server = Server::find()?;
+    let proxy = Proxy::start(server.address()?, ORIGINS[0])?;
+    // The folder's store for `None`.
+    let snowmelt = |cache: &Path, s3: Option<Option<SocketAddr>>| {
+        let mut command = bench.snowmelt(place, cache);
+        if let Some(proxy) = s3 {
+            server.serve(&mut command, "started", proxy);
+        }
+        command
+    };
+    let source = format!("oci:{}:numpy", bench.images.layout()?.display());
+    measure::run(snowmelt(&bench.path("elsewhere"), Some(None)).args(["publish", &source, "numpy"]))?;
+
+    let mut section = Section::new(
+        "Start from S3",
+        "Time to ready of the commands above, from SeaweedFS on this machine and from a folder, nothing in between. Cold: \
+         nothing cached, another machine has started the command before. Warm: it has run here before. `true` prints \
+         nothing: its time is until it has ended. Requests are counted in runs of their own.",
+        &["command", "start", "folder", "p90", "S3", "p90", "S3 takes longer by", "requests"],
+    );
+    for (name, command) in [("true", &["true"][..]), ("hello", &HELLO), ("import pandas", &IMPORT_PANDAS)] {
+        let run = |cache: &Path, s3| {
+            let ran = measure::run(snowmelt(cache, s3).args(["run", "numpy", "--"]).args(command))?;
+            bench.settle(cache)?;
+            anyhow::Ok(if name == "true" { ran.total } else { ran.first_line })
+        };
+        run(&bench.path("elsewhere"), Some(None))?;
+        for is_cold in [true, false] {
+            let caches = [bench.path("from-folder"), bench.path("from-s3")];
+            let prepare = |cache: &Path| {
+                if is_cold && cache.exists() { std::fs::remove_dir_all(cache) } else { Ok(()) }
+            };
+            let mut samples = <[Samples; 2]>::default();
+            for _ in 0..if is_cold { bench.few() } else { bench.samples } {
+                for ((cache, s3), samples) in caches.iter().zip([None, Some(None)]).zip(&mut samples) {
+                    prepare(cache)?;
+                    samples.add(run(cache, s3)?);
+                }
+            }
+            prepare(&caches[1])?;
+            proxy.take_counts();
+            run(&caches[1], Some(Some(proxy.address())))?;
+            let requests = proxy.take_counts().0;
+            let [folder, s3] = &samples;
+            section.row([
+                name.to_owned(),
+                if is_cold { "cold" } else { "warm" }.to_owned(),
+                seconds(folder.median()),
+                seconds(folder.p90()),
+                seconds(s3.median()),
+                seconds(s3.p90()),
+                seconds((s3.median() - folder.median()).max(0.0)),
+                requests.to_string(),
+            ]);
+        }
+    }
+    let s3 = server.open()?;
+    objects::runtime()?.block_on(objects::remove_all(&s3, &"started".into()))?;
+    Ok(section)
 }
 
 /// One way to start, measured.
@@ -154,21 +219,27 @@ fn pull_unpack_run(bench: &Bench, registry: SocketAddr, command: &[&str]) -> Res
 }
 
 /// A registry that has `numpy`.
-struct Registry<'a> {
+pub(super) struct Registry<'a> {
     bench: &'a Bench,
     address: SocketAddr,
+    /// How long it took to get it.
+    pub(super) copied_in: Duration,
 }
 
 impl<'a> Registry<'a> {
-    fn start(bench: &'a Bench) -> Result<Self> {
-        let started = measure::run(bench.images.script("registry").arg("start").arg(bench.path("registry")))?;
+    pub(super) fn start(bench: &'a Bench) -> Result<Self> {
+        let folder = bench.path("registry");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        let started = measure::run(bench.images.script("registry").arg("start").arg(folder))?;
         let address = started.stdout.trim().parse().context("the registry's address")?;
-        let registry = Self { bench, address };
+        let mut registry = Self { bench, address, copied_in: Duration::ZERO };
         let mut copy = Command::new("skopeo");
         copy.args(["copy", "--quiet", "--dest-tls-verify=false"])
             .arg(format!("oci:{}:numpy", bench.images.layout()?.display()))
             .arg(format!("docker://{address}/numpy:latest"));
-        measure::run(&mut copy)?;
+        registry.copied_in = measure::run(&mut copy)?.total;
         Ok(registry)
     }
 }
