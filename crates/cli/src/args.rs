@@ -80,7 +80,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, env = "SNOWMELT_ALLOW_HTTP", value_parser = FalseyValueParser::new(),
           help_heading = "Global options")]
     pub(crate) allow_http: bool,
-    /// Where an S3-compatible server is, such as https://minio.example.com:9000; AWS where it is not set.
+    /// Where an S3-compatible server is, such as `https://minio.example.com:9000`; AWS where it is not set.
     #[arg(
         long,
         global = true,

@@ -51,7 +51,7 @@ Examples:
   snowmelt gc run
   snowmelt gc run --policy /etc/snowmelt/gc.toml --json")]
 pub(crate) struct GcRunArgs {
-    /// A file with the fields of [gc], instead of the configuration's.
+    /// A file with the fields of the table `gc`, instead of the configuration's.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<std::path::PathBuf>,
 }
