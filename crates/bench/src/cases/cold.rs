@@ -88,16 +88,17 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
             times.row(row);
         }
     }
-    Ok(vec![times, traffic, from_s3(bench, &place)?])
+    Ok(vec![times, traffic])
 }
 
 /// What an S3 server costs, beside a folder.
-fn from_s3(bench: &Bench, place: &Path) -> Result<Section> {
+pub(crate) fn from_s3(bench: &Bench) -> Result<Vec<Section>> {
+    let place = bench.published()?;
     let server = Server::find()?;
     let proxy = Proxy::start(server.address()?, ORIGINS[0])?;
     // The folder's store for `None`.
     let snowmelt = |cache: &Path, s3: Option<Option<SocketAddr>>| {
-        let mut command = bench.snowmelt(place, cache);
+        let mut command = bench.snowmelt(&place, cache);
         if let Some(proxy) = s3 {
             server.serve(&mut command, "started", proxy);
         }
@@ -151,7 +152,7 @@ fn from_s3(bench: &Bench, place: &Path) -> Result<Section> {
     }
     let s3 = server.open()?;
     objects::runtime()?.block_on(objects::remove_all(&s3, &"started".into()))?;
-    Ok(section)
+    Ok(vec![section])
 }
 
 /// One way to start, measured.
