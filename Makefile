@@ -47,12 +47,12 @@ test-images: ## build the images that tests and benchmarks use, install the serv
 	scripts/test-images
 	scripts/test-servers install
 
-bench: ## run every benchmark side by side and write docs/benchmarks.md (about half an hour)
+bench: ## run every benchmark side by side and write docs/benchmarks.md (about 40 minutes)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench
 	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk
 	scripts/test-images
 	scripts/dedup-images
-	$(CARGO) run --locked --release --quiet --package snowmelt-bench -- --output docs/benchmarks.md
+	scripts/test-servers run -- "$${CARGO_TARGET_DIR:-target}/release/snowmelt-bench" --output docs/benchmarks.md
 
 clean: ## remove what builds made, test images too
 	$(CARGO) clean

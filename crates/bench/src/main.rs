@@ -2,7 +2,8 @@
 //!
 //! Each case in [`cases`] takes a [`Bench`] (binary, images, directories) and returns [`report::Section`]s. Samples of what
 //! is compared are interleaved, so that a busy moment of the machine hits both. Servers are this program's own:
-//! [`origin`] serves a store by HTTP, and [`network`] puts a slower network in front of it and of the registry.
+//! [`origin`] serves a store by HTTP, and [`network`] puts a slower network in front of it and of the registry;
+//! but for S3, which `scripts/test-servers` starts ([`objects`]).
 
 mod cases;
 mod images;
@@ -27,7 +28,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, warm, reads, publish, memory, collect, dedup, suites).
+    /// Only these cases (cold, warm, s3, reads, publish, memory, collect, dedup, suites).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -70,9 +71,10 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 8] = [
+const CASES: [(&str, Case); 9] = [
     ("cold", cases::cold::measure),
     ("warm", cases::warm::measure),
+    ("s3", cases::cold::from_s3),
     ("reads", cases::reads::measure),
     ("publish", cases::publish::measure),
     ("memory", cases::memory::measure),
