@@ -103,6 +103,10 @@ impl Agent {
         let request = control.next::<Request>()?;
         let request = request.ok_or_else(|| Error::invalid("agent", "is started by other commands, not by hand"))?;
         let state = StateDir::new(&request.state)?;
+        // A mount is for all to see, so its agent stays where all are.
+        if request.record.kind == Kind::Run {
+            Mounter::leave_its_namespace()?;
+        }
         Ok(Self { request, mounter, control, signals, state, runtime: None, detached: false })
     }
 

@@ -91,6 +91,54 @@ fn all_processes_killed_at_once_are_cleared_away_by_the_next_command() {
 }
 
 #[test]
+fn the_last_process_of_a_sandbox_does_not_wait_for_itself() {
+    let world = World::with_small();
+    // Written, and not yet on the device.
+    let script = "dd if=/dev/urandom of=/srv/big bs=1M count=8 2>&1; echo ready; sleep 1000";
+    let mut child = world.command(["run", "small", "--", "sh", "-c", script]).spawn().unwrap();
+    let output = read_until(&mut child, "ready");
+    let runtimes = processes_with(&world, "--bundle");
+    let agents = processes_with(&world, "agent");
+    // The agent itself was started by the run; the process that mounts was by it.
+    let (agent, mounters): (Vec<i32>, Vec<i32>) =
+        agents.into_iter().partition(|pid| parent(*pid) == child.id().cast_signed());
+    assert_eq!((agent.len(), mounters.len()), (1, 1));
+    let mut others = vec![child.id().cast_signed()];
+    for runtime in runtimes {
+        others.extend(children(runtime));
+        others.push(runtime);
+    }
+    others.extend(mounters);
+    // So that it does not take down what the others leave, and is the last that dies.
+    kill(Pid::from_raw(agent[0]), Signal::SIGSTOP).unwrap();
+    for pid in &others {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    wait(&mut child);
+    drop(output);
+    wait_until("all others are gone", || others.iter().all(|pid| !is_running(*pid)));
+    kill_now(&agent);
+    // What of it waits in the kernel is seen by whoever waits for every file system.
+    let mut sync = std::process::Command::new("sync").spawn().unwrap();
+    wait_until("every file system is synced", || sync.try_wait().unwrap().is_some());
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", agent[0])).map_or(0, Iterator::count);
+    wait_until("no thread of it but a zombie is left", || threads() <= 1);
+    world.run(&[], &["true"]).success();
+    world.assert_nothing_left();
+}
+
+fn parent(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.clone().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|child| parent(*child) == pid).collect()
+}
+
+#[test]
 fn a_mount_whose_agent_was_killed_is_cleared_away() {
     let world = World::with_small();
     let mounted = world.mount("small", &[]);

@@ -150,14 +150,14 @@ impl Opened {
         let export =
             fuse::serve(Arc::clone(&self.device), &file_path(directory)).map_err(|error| device_error(&error))?;
         let order = MountOrder {
-            file: export.file().to_owned(),
+            file: export.file().strip_prefix(export.mount_point()).unwrap_or(Path::new("")).to_owned(),
             size_bytes: self.device.size_bytes(),
             read_only: !record.writable,
             directory: record.directory.clone(),
             for_all: record.kind == Kind::Mount,
             expected: self.expected.log.encode(),
         };
-        mounter.mount(order).map_err(|error| self.explained(error))?;
+        mounter.mount(export.mount_point(), order).map_err(|error| self.explained(error))?;
         Ok(Mounted { opened: self, mounter: Mutex::new(mounter), export })
     }
 

@@ -5,16 +5,27 @@
 //! kernel would not see that nobody serves any more, and with it every `sync` of the machine would hang. This process has none
 //! of these descriptors. Killed, whoever serves, the device fails and nobody waits; killed, this one, it is served to its end.
 //!
+//! For the same reason the agent of a run is not in the mount namespace in which the file system is mounted (see
+//! [`Mounter::leave_its_namespace`]): with its last process a namespace ends, and that process then waits for everything that is
+//! not written yet. So the FUSE file is mounted where only the agent sees it, and this process is handed a descriptor of it.
+//!
 //! It is forked from the agent before that has other threads or files, and does what it is told, one thing at a time. When the
 //! agent is gone it unmounts what is mounted and ends.
 
-use std::os::fd::AsFd;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{ForkResult, fork};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, waitpid};
 use serde::{Deserialize, Serialize};
 use snowmelt_device::StartLog;
@@ -32,8 +43,9 @@ const END_PATIENCE: Duration = Duration::from_secs(30);
 /// What to mount, and where.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MountOrder {
-    /// The file that is the device, and its bytes.
+    /// What the file that is the device is called below what was mounted for it; empty where it is that itself.
     pub(super) file: PathBuf,
+    /// Bytes of the device.
     pub(super) size_bytes: u64,
     pub(super) read_only: bool,
     /// The mount point.
@@ -62,6 +74,8 @@ enum Outcome {
 /// The process, as its agent sees it.
 pub(super) struct Mounter {
     stream: Option<UnixStream>,
+    /// Descriptors go by a way of their own.
+    descriptors: UnixStream,
     answers: Lines,
     process: Pid,
     directory: PathBuf,
@@ -73,29 +87,42 @@ impl Mounter {
     pub(super) fn start() -> Result<Self, Error> {
         let io = |source| Error::io("start", "the process that mounts", source);
         let (ours, theirs) = UnixStream::pair().map_err(io)?;
+        let (descriptors, their_descriptors) = UnixStream::pair().map_err(io)?;
         let answers = Lines::new(ours.try_clone().map_err(io)?.into());
         // SAFETY: there is one thread only, so the child finds no lock held by another.
         match unsafe { fork() }.map_err(|error| io(error.into()))? {
             ForkResult::Parent { child } => {
                 let process =
                     Pid::from_raw(child.as_raw()).ok_or_else(|| io(std::io::Error::other("no process id")))?;
-                Ok(Self { stream: Some(ours), answers, process, directory: PathBuf::new() })
+                Ok(Self { stream: Some(ours), descriptors, answers, process, directory: PathBuf::new() })
             }
             ForkResult::Child => {
-                drop((ours, answers));
+                drop((ours, answers, descriptors));
                 // The pipes are the agent's: who reads or writes them learns of its end.
                 if let Ok(nothing) = std::fs::File::options().read(true).write(true).open("/dev/null") {
                     let _ = rustix::stdio::dup2_stdin(nothing.as_fd());
                     let _ = rustix::stdio::dup2_stdout(nothing.as_fd());
                 }
-                serve(&theirs);
+                serve(&theirs, &their_descriptors);
                 std::process::exit(0)
             }
         }
     }
 
-    /// Attaches and mounts a device. Reading ahead goes on after that.
-    pub(super) fn mount(&mut self, order: MountOrder) -> Result<(), Error> {
+    /// Leaves the mount namespace that the mounter is in, and stays in, for one like it. To be called while this process has one
+    /// thread: each thread is in a namespace of its own accord.
+    pub(super) fn leave_its_namespace() -> Result<(), Error> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .map_err(|error| Error::io("make", "a mount namespace", std::io::Error::from(error)))
+    }
+
+    /// Attaches and mounts a device; `served` is what was mounted for it. Reading ahead goes on after that.
+    pub(super) fn mount(&mut self, served: &Path, order: MountOrder) -> Result<(), Error> {
+        // Not opened: that would ask the device, and it is served here.
+        let served = rustix::fs::open(served, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::io("find", served.display(), error))?;
+        hand_over(&self.descriptors, served.as_fd())
+            .map_err(|source| Error::io("hand over", "the device's file", source))?;
         self.directory.clone_from(&order.directory);
         self.ask(&Order::Mount(order))
     }
@@ -133,14 +160,36 @@ impl Drop for Mounter {
     }
 }
 
+fn hand_over(to: &UnixStream, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(to, &[IoSlice::new(b".")], &mut ancillary, SendFlags::empty())?;
+    Ok(())
+}
+
+fn take_over(from: &UnixStream) -> std::io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(from, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut messages = ancillary.drain();
+    let descriptor = messages.find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.ok_or_else(|| std::io::Error::other("no descriptor came"))
+}
+
 /// The whole of the process.
-fn serve(stream: &UnixStream) {
+fn serve(stream: &UnixStream, descriptors: &UnixStream) {
     let Ok(orders) = stream.try_clone() else { return };
     let mut orders = Lines::new(orders.into());
     let mut mounted: Option<(PathBuf, LoopDevice)> = None;
     while let Ok(Some(order)) = orders.next::<Order>() {
         let outcome = match order {
-            Order::Mount(order) => match attach_and_mount(&order) {
+            Order::Mount(order) => match attach_and_mount(&order, descriptors) {
                 Ok((device, log)) => {
                     let _ = send(stream, &Outcome::Done);
                     // Until it is told something else, it has the kernel read ahead.
@@ -168,10 +217,17 @@ fn serve(stream: &UnixStream) {
     }
 }
 
-fn attach_and_mount(order: &MountOrder) -> Result<(LoopDevice, StartLog), Error> {
+fn attach_and_mount(order: &MountOrder, descriptors: &UnixStream) -> Result<(LoopDevice, StartLog), Error> {
     let failed = |error: snowmelt_device::Error| device_error(&error);
     let log = StartLog::decode(&order.expected).unwrap_or_default();
-    let device = loop_device::attach(&order.file, order.read_only, order.size_bytes).map_err(failed)?;
+    let served = take_over(descriptors).map_err(|source| Error::io("take over", "the device's file", source))?;
+    // Opened anew: what was handed over only names it.
+    let mut file = PathBuf::from(format!("/proc/self/fd/{}", served.as_raw_fd()));
+    if !order.file.as_os_str().is_empty() {
+        file.push(&order.file);
+    }
+    let device = loop_device::attach(&file, order.read_only, order.size_bytes).map_err(failed)?;
+    drop(served);
     // Before the mount, which reads the first of it.
     log.replay_metadata(&device);
     let mount = if order.for_all { mount_ext4_for_all } else { mount_ext4 };
