@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use snowmelt_chunk::{KeyService, KeyUse};
+use snowmelt_chunk::KeyService;
 
 use crate::intents::OwnIntent;
 use crate::publish::commit;
 use crate::readback::{OpenedImage, read_ciphertext};
-use crate::records::{ImageMetadata, NameRecord};
+use crate::records::NameRecord;
 use crate::{Error, ImageName, PutOutcome, Store};
 
 /// Where an image is copied to.
@@ -96,19 +96,7 @@ pub fn copy(image: &OpenedImage, options: &CopyOptions<'_>, progress: &(dyn Fn(u
     }
     to.sync()?;
     let committed = commit(&to, &mut intent, options.tenant, options.name, &mut |binding| {
-        let metadata = ImageMetadata { binding: Some(binding.clone()), ..image.metadata.clone() };
-        let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
-        let use_ = KeyUse { tenant: options.tenant, image: &binding.name };
-        let manifest = image.manifest.reseal(&use_, &encoded, options.keys)?;
-        let record = NameRecord {
-            manifest: manifest.id().to_string(),
-            root: root.clone(),
-            generation: binding.generation,
-            published_at: binding.published_at,
-            fence: 0,
-            ..image.record.clone()
-        };
-        Ok((manifest, record))
+        image.reseal(options.tenant, binding, &root, options.keys)
     })?;
     Ok(Copied {
         record: committed.record,

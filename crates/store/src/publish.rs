@@ -192,9 +192,7 @@ fn publish_to(
         Scope::Layer(layer) => format!("layer:{layer}"),
     };
     let committed = commit(store, &mut intent, options.tenant, options.name, &mut |binding| {
-        let metadata = ImageMetadata { binding: Some(binding.clone()), ..metadata.clone() };
-        let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
-        let manifest = builder.seal(options.tenant, &binding.name, &encoded, options.keys)?;
+        let manifest = builder.seal(options.tenant, &binding.name, &metadata.encode(binding), options.keys)?;
         let record = NameRecord {
             version: 1,
             manifest: manifest.id().to_string(),

@@ -7,10 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, OpenedManifest, Suite};
+use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, KeyUse, Manifest, OpenedManifest, Suite};
 
 use crate::local::link_unnamed;
-use crate::records::{ImageMetadata, NameRecord};
+use crate::records::{ImageMetadata, NameBinding, NameRecord};
 use crate::retry::retrying;
 use crate::seen::SeenNames;
 use crate::{Error, ImageName, Store};
@@ -26,6 +26,32 @@ pub struct OpenedImage {
     pub metadata: ImageMetadata,
     /// The store, at the root that the image's chunks are in.
     pub store: Store,
+}
+
+impl OpenedImage {
+    /// The same image sealed again for another name, tenant, key or root, whose chunks are there.
+    ///
+    /// # Errors
+    /// Those of the keys.
+    pub(crate) fn reseal(
+        &self,
+        tenant: &str,
+        binding: &NameBinding,
+        root: &str,
+        keys: &dyn KeyService,
+    ) -> Result<(Manifest, NameRecord), Error> {
+        let use_ = KeyUse { tenant, image: &binding.name };
+        let manifest = self.manifest.reseal(&use_, &self.metadata.encode(binding), keys)?;
+        let record = NameRecord {
+            manifest: manifest.id().to_string(),
+            root: root.into(),
+            generation: binding.generation,
+            published_at: binding.published_at,
+            fence: 0,
+            ..self.record.clone()
+        };
+        Ok((manifest, record))
+    }
 }
 
 /// How images are opened.

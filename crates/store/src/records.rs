@@ -119,6 +119,12 @@ impl fmt::Debug for ImageMetadata {
 }
 
 impl ImageMetadata {
+    /// The bytes that are sealed, bound to a name.
+    pub(crate) fn encode(&self, binding: &NameBinding) -> Vec<u8> {
+        let bound = Self { binding: Some(binding.clone()), ..self.clone() };
+        serde_json::to_vec(&bound).expect("metadata of plain fields is JSON")
+    }
+
     /// Reads the metadata of an opened manifest.
     ///
     /// # Errors

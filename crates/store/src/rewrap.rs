@@ -1,11 +1,10 @@
 //! Key rotation: manifests are sealed again under the tenant's present key. No chunk is touched.
 
-use snowmelt_chunk::{KeyService, KeyUse};
+use snowmelt_chunk::KeyService;
 
 use crate::intents::OwnIntent;
 use crate::publish::commit;
 use crate::readback::{Opening, open_record};
-use crate::records::{ImageMetadata, NameRecord};
 use crate::{Error, ImageName, RootState, Store};
 
 /// What became of one image.
@@ -46,17 +45,7 @@ pub fn rewrap(
             // Published meanwhile, under whatever key its publisher has.
             return Err(Error::Busy { subject: format!("image {name} of tenant {tenant:?}") });
         }
-        let metadata = ImageMetadata { binding: Some(binding.clone()), ..image.metadata.clone() };
-        let encoded = serde_json::to_vec(&metadata).expect("metadata of plain fields is JSON");
-        let manifest = image.manifest.reseal(&KeyUse { tenant, image: &binding.name }, &encoded, keys)?;
-        let record = NameRecord {
-            manifest: manifest.id().to_string(),
-            generation: binding.generation,
-            published_at: binding.published_at,
-            fence: 0,
-            ..image.record.clone()
-        };
-        Ok((manifest, record))
+        image.reseal(tenant, binding, at_root.root(), keys)
     })?;
     // What starts read is the same: advice goes along, if it can.
     if let Ok(logs) = at_root.list_start_logs(tenant, &id) {
