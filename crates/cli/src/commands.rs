@@ -6,7 +6,6 @@ mod images;
 mod inspect;
 mod keys;
 mod last_run;
-mod live;
 mod mount;
 mod publish;
 mod run;

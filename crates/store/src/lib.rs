@@ -25,6 +25,7 @@ mod error;
 mod faulty_objects;
 #[doc(hidden)]
 pub mod fuzz;
+mod images;
 mod intents;
 mod leases;
 mod local;
@@ -47,6 +48,7 @@ mod usage;
 
 pub use copy::{Copied, CopyOptions, copy};
 pub use error::Error;
+pub use images::{ListedImage, each_image};
 pub use intents::Intent;
 pub use leases::{ImageLease, Lease, OwnLease};
 pub use location::S3Options;

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use snowmelt_chunk::{ChunkRecord, Suite};
 
-use crate::names::Entry;
 use crate::readback::read_ciphertext;
-use crate::{Error, Store};
+use crate::{Error, Store, each_image};
 
 /// How to scrub.
 #[derive(Clone, Copy, Debug)]
@@ -52,37 +51,25 @@ pub fn scrub(
         Some(tenant) => vec![tenant.to_owned()],
         None => store.list_tenants()?,
     };
-    for tenant in tenants {
-        for (name, entry) in store.list_entries(&tenant)? {
-            let label = format!("{tenant}/{name}");
-            let manifest = match entry {
-                Entry::Absent | Entry::Removed(_) => continue,
-                Entry::Damaged(reason) => Err(Error::corrupt("its record", reason)),
-                Entry::Image(record) => record
-                    .manifest_id()
-                    .and_then(|id| store.read_manifest(&record.root, &tenant, &id))
-                    .map(|manifest| (record, manifest)),
-            };
-            scrubbed.images += 1;
-            match manifest {
-                Ok((record, manifest)) => {
-                    let index = images.len() as u32;
-                    images.push(label);
-                    for chunk in manifest.records() {
-                        let key = (record.root.clone(), chunk.id);
-                        let found = chunks.entry(key).or_insert_with(|| (chunk, manifest.suite(), Vec::new()));
-                        if found.2.last() != Some(&index) {
-                            found.2.push(index);
-                        }
+    each_image(store, &tenants, &mut |listed| {
+        let label = format!("{}/{}", tenants[listed.tenant], listed.name);
+        scrubbed.images += 1;
+        match listed.image {
+            Ok((record, manifest)) => {
+                let index = images.len() as u32;
+                images.push(label);
+                for chunk in manifest.records() {
+                    let key = (record.root.clone(), chunk.id);
+                    let found = chunks.entry(key).or_insert_with(|| (chunk, manifest.suite(), Vec::new()));
+                    if found.2.last() != Some(&index) {
+                        found.2.push(index);
                     }
                 }
-                Err(error @ (Error::Unavailable { .. } | Error::Refused { .. } | Error::Io { .. })) => {
-                    return Err(error);
-                }
-                Err(error) => scrubbed.damage.entry(label).or_default().push(error),
             }
+            Err(error) => scrubbed.damage.entry(label).or_default().push(error),
         }
-    }
+        Ok(())
+    })?;
     let total = chunks.values().map(|(record, ..)| u64::from(record.stored_length)).sum();
     let pace = Pace::new(options.bytes_per_second);
     let queue = Mutex::new(chunks.into_iter());

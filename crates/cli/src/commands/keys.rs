@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use snowmelt_chunk::{KeyService as _, KeyUse};
 use snowmelt_keys::Service;
-use snowmelt_store::{Error, Rewrapped, Store, rewrap};
+use snowmelt_store::{Error, Rewrapped, Store, each_image, rewrap};
 
 use crate::app::App;
 use crate::args::{KeysArgs, KeysCommand, KeysRotateArgs, KeysStatusArgs};
@@ -41,20 +41,16 @@ fn status(app: &App, store: &Store, args: &KeysStatusArgs) -> Result<ExitCode> {
             None
         });
         let mut keys: BTreeMap<String, u64> = current.iter().map(|key| (key.clone(), 0)).collect();
-        for (name, record) in store.list_names(&tenant)? {
-            let read = record.and_then(|record| {
-                let id = record.manifest_id()?;
-                store.read_manifest(&record.root, &tenant, &id)
-            });
-            match read {
-                Ok(manifest) => *keys.entry(manifest.key_id().to_owned()).or_default() += 1,
-                Err(error @ (Error::Corrupt { .. } | Error::NotFound { .. } | Error::Chunk(_))) => {
-                    tracing::warn!("{tenant}/{name} is not counted: {error}");
+        each_image(store, std::slice::from_ref(&tenant), &mut |listed| {
+            match listed.image {
+                Ok((_, manifest)) => *keys.entry(manifest.key_id().to_owned()).or_default() += 1,
+                Err(error) => {
+                    tracing::warn!("{tenant}/{} is not counted: {error}", listed.name);
                     failed = true;
                 }
-                Err(error) => return Err(error.into()),
             }
-        }
+            Ok(())
+        })?;
         for (key, images) in keys {
             let is_current = current.as_ref() == Some(&key);
             let label = key.escape_debug().to_string();

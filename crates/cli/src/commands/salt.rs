@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::json;
-use snowmelt_store::Store;
+use snowmelt_store::{Store, Usage, usage};
 
 use crate::app::App;
 use crate::args::{SaltArgs, SaltCommand};
-use crate::commands::live::Live;
 use crate::output;
 use crate::units::{Size, show_time};
 
@@ -26,12 +25,13 @@ type Label<'a> = (u32, &'a str, &'a str);
 
 fn status(app: &App, store: &Store) -> Result<ExitCode> {
     let salt = store.read_state()?.salt;
-    let live = Live::read(store, &store.list_tenants()?)?;
-    let (chunks, bytes) = live.all();
-    let (images, tenants) = live.most_shared();
+    let usage = usage_of_all(store)?;
+    let (chunks, bytes) = (usage.chunks, usage.stored_bytes);
+    let (images, tenants) = usage.most_shared;
     // By epoch, class and scope; what older versions published does not say.
     let mut domains: BTreeMap<Option<Label<'_>>, (u64, u64)> = BTreeMap::new();
-    for (_, record) in &live.images {
+    for image in &usage.images {
+        let record = &image.record;
         let label = record.salt.as_ref().map(|salt| (salt.epoch, salt.class.as_str(), salt.scope.as_str()));
         let sum = domains.entry(label).or_default();
         *sum = (sum.0 + 1, sum.1 + record.stored_bytes);
@@ -78,13 +78,23 @@ fn status(app: &App, store: &Store) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What all images of all tenants take. What is damaged is logged and left out.
+fn usage_of_all(store: &Store) -> Result<Usage> {
+    let usage = usage(store, &store.list_tenants()?, &[])?;
+    for (tenant, name, error) in &usage.damaged {
+        tracing::warn!("{tenant}/{name} is not counted: {error}");
+    }
+    Ok(usage)
+}
+
 fn cost(chunks: u64, bytes: u64) -> String {
     format!("{} ({}) stored again, if every image is published again", output::count(chunks, "chunk"), Size(bytes))
 }
 
 fn rotate(app: &App, store: &Store) -> Result<ExitCode> {
     store.check_writable()?;
-    let (chunks, bytes) = Live::read(store, &store.list_tenants()?)?.all();
+    let usage = usage_of_all(store)?;
+    let (chunks, bytes) = (usage.chunks, usage.stored_bytes);
     let salt = store.rotate_salt()?;
     if app.json {
         output::print_json(&json!({

@@ -1,10 +1,12 @@
 //! What is in each root, and what keeps it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
+use snowmelt_chunk::{ChunkId, Manifest};
+
 use crate::names::Entry;
-use crate::{Error, Root, State, Store};
+use crate::{Error, Root, State, Store, each_image};
 
 /// What is known of one root.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct RootStatus {
     pub intents: u64,
     /// Chunks in it and their bytes, if they were counted.
     pub chunks: Option<(u64, u64)>,
+    /// Bytes of those that an image or a sandbox needs, if they were counted.
+    pub live_bytes: Option<u64>,
 }
 
 /// What is known of all roots of a store.
@@ -47,7 +51,8 @@ impl Status {
     }
 }
 
-/// Finds out what is in each root; with `count` also how many chunks, which takes a request for every thousand.
+/// Finds out what is in each root; with `count` also how many chunks, which takes a request for every thousand, and how many of
+/// them are live, which takes one for every image.
 ///
 /// # Errors
 /// Those of the store.
@@ -68,12 +73,30 @@ pub fn status(store: &Store, count: bool) -> Result<Status, Error> {
             }
         }
     }
+    let mut live = BTreeMap::new();
+    if count {
+        each_image(store, &store.list_tenants()?, &mut |listed| {
+            if let Ok((record, manifest)) = listed.image {
+                add_live(&mut live, &record.root, &manifest);
+            }
+            Ok(())
+        })?;
+    }
     let mut roots = Vec::new();
     for (name, root) in &state.roots {
         let (image_count, image_bytes) = images.get(name).copied().unwrap_or_default();
-        let leases = store.list_leases(name)?.iter().filter(|lease| lease.is_live(now)).count() as u64;
+        let leases: Vec<_> = store.list_leases(name)?.into_iter().filter(|lease| lease.is_live(now)).collect();
         let intents = store.list_intents(name)?.len() as u64;
         let chunks = if count {
+            let used = leases.iter().map(|lease| (lease.tenant.as_str(), lease.manifest)).collect::<BTreeSet<_>>();
+            for (tenant, manifest) in used {
+                match store.read_manifest(name, tenant, &manifest) {
+                    Ok(manifest) => add_live(&mut live, name, &manifest),
+                    Err(error) if error.is_unavailable() => return Err(error),
+                    // A lease may name what is not there.
+                    Err(_) => {}
+                }
+            }
             let (mut chunks, mut bytes) = (0, 0);
             store.at_root(name)?.each_chunk(&mut |_, length| {
                 chunks += 1;
@@ -89,10 +112,19 @@ pub fn status(store: &Store, count: bool) -> Result<Status, Error> {
             is_default: *name == state.active,
             images: image_count,
             image_bytes,
-            leases,
+            leases: leases.len() as u64,
             intents,
             chunks,
+            live_bytes: chunks.map(|_| live.remove(name).unwrap_or_default().values().sum()),
         });
     }
     Ok(Status { roots, state, now, damaged })
+}
+
+/// By root: the chunks that are needed, and their bytes.
+type Live = BTreeMap<String, HashMap<ChunkId, u64>>;
+
+fn add_live(live: &mut Live, root: &str, manifest: &Manifest) {
+    let chunks = live.entry(root.to_owned()).or_default();
+    chunks.extend(manifest.records().map(|record| (record.id, u64::from(record.stored_length))));
 }

@@ -11,7 +11,6 @@ use snowmelt_store::{RootState, Store};
 
 use crate::app::App;
 use crate::args::GcStatusArgs;
-use crate::commands::live::Live;
 use crate::output;
 use crate::units::{Age, Size, show_time};
 
@@ -20,15 +19,14 @@ const SHOWN_DELETED: Duration = Duration::from_hours(30 * 24);
 
 pub(super) fn status(app: &App, store: &Store, args: &GcStatusArgs) -> Result<ExitCode> {
     let status = collect::status(store, args.count)?;
-    let live = if args.count { Some(Live::read(store, &store.list_tenants()?)?) } else { None };
     if args.metrics {
         output::print(&metrics(&status))?;
         return Ok(ExitCode::SUCCESS);
     }
     if app.json {
-        print_json(&status, live.as_ref())?;
+        print_json(&status)?;
     } else {
-        output::print(&text(&status, live.as_ref()))?;
+        output::print(&text(&status, args.count))?;
     }
     let good = status.alarms() == 0 && status.damaged.is_empty();
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -44,11 +42,11 @@ fn age(since: u64, now: u64) -> Option<Duration> {
 }
 
 /// Bytes of chunks that no live image needs, if they were counted.
-fn garbage(root: &RootStatus, live: Option<&Live>) -> Option<u64> {
-    Some(root.chunks?.1.saturating_sub(live?.bytes_in(&root.name)))
+fn garbage(root: &RootStatus) -> Option<u64> {
+    Some(root.chunks?.1.saturating_sub(root.live_bytes?))
 }
 
-fn text(status: &Status, live: Option<&Live>) -> String {
+fn text(status: &Status, counted: bool) -> String {
     let now = now(status);
     let is_old = |root: &&RootStatus| {
         root.root.state == RootState::Deleted && age(root.root.since, now).is_some_and(|age| age > SHOWN_DELETED)
@@ -68,7 +66,7 @@ fn text(status: &Status, live: Option<&Live>) -> String {
             root.root.alarm_count.to_string(),
         ];
         if let Some((chunks, bytes)) = root.chunks {
-            let share = match garbage(root, live) {
+            let share = match garbage(root) {
                 Some(garbage) if bytes > 0 => format!("{:.0} %", garbage as f64 * 100.0 / bytes as f64),
                 _ => "-".into(),
             };
@@ -77,7 +75,7 @@ fn text(status: &Status, live: Option<&Live>) -> String {
         row
     });
     let mut header = vec!["ROOT", "STATE", "SINCE (UTC)", "AGE", "IMAGES", "SIZE", "IN USE", "PUBLISHING", "ALARMS"];
-    if live.is_some() {
+    if counted {
         header.extend(["CHUNKS", "STORED", "GARBAGE"]);
     }
     let right: Vec<usize> = (3..header.len()).collect();
@@ -121,7 +119,7 @@ fn text(status: &Status, live: Option<&Live>) -> String {
     text
 }
 
-fn print_json(status: &Status, live: Option<&Live>) -> Result<()> {
+fn print_json(status: &Status) -> Result<()> {
     let now = now(status);
     let roots: Vec<_> = status
         .roots
@@ -144,7 +142,7 @@ fn print_json(status: &Status, live: Option<&Live>) -> Result<()> {
             if let Some((chunks, bytes)) = root.chunks {
                 value["chunks"] = chunks.into();
                 value["stored_bytes"] = bytes.into();
-                value["garbage_bytes"] = garbage(root, live).into();
+                value["garbage_bytes"] = garbage(root).into();
             }
             value
         })
