@@ -191,7 +191,7 @@ impl Config {
                 region: args.s3_region.clone().or(file.s3_region),
                 path_style: args.s3_path_style.or(file.s3_path_style),
             },
-            lease: args.lease.or(file.lease).map_or(DEFAULT_LEASE, |age| age.0),
+            lease: check_lease(args.lease.or(file.lease).map_or(DEFAULT_LEASE, |age| age.0))?,
             tenant,
             state_dir: absolute(&or_default(
                 args.state_dir.clone().or(file.state_dir),
@@ -287,6 +287,14 @@ fn read_file(path: &Path) -> Result<ConfigFile> {
     }
 }
 
+fn check_lease(lease: Duration) -> Result<Duration> {
+    let (least, most) = (snowmelt_store::LEAST_LIFETIME, snowmelt_store::MOST_LIFETIME);
+    if !(least..=most).contains(&lease) {
+        bail!("a lease of {}: at least {}, at most {}", Age(lease), Age(least), Age(most));
+    }
+    Ok(lease)
+}
+
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }
@@ -329,6 +337,15 @@ mod tests {
         assert_eq!(read, wanted);
         for bad in ["rotate = '1d'", "rotate_every = 'sometimes'", "retire_for = 'never'", "expire_for = 7"] {
             assert!(policy(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn leases_have_bounds() {
+        let seconds = |seconds| check_lease(Duration::from_secs(seconds));
+        assert!(seconds(3).is_ok() && seconds(7 * 24 * 3600).is_ok());
+        for bad in [0, 2, 7 * 24 * 3600 + 1] {
+            assert!(seconds(bad).unwrap_err().to_string().contains("at least 3 s, at most 7 days"), "{bad}");
         }
     }
 

@@ -17,7 +17,9 @@ use crate::{Alarm, Error, RootState, Store};
 const MARGIN: Duration = Duration::from_secs(30);
 
 /// The longest that a lease lives without being put again. What is listed may say anything: one lease must not keep a root for ever.
-const MOST_LIFETIME: Duration = Duration::from_hours(7 * 24);
+pub const MOST_LIFETIME: Duration = Duration::from_hours(7 * 24);
+/// The shortest: it is renewed three times as often, by every sandbox.
+pub const LEAST_LIFETIME: Duration = Duration::from_secs(3);
 
 /// A lease as it was listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +129,7 @@ impl ImageLease {
             store: store.clone(),
             tenant: tenant.into(),
             manifest,
-            lifetime: lifetime.min(MOST_LIFETIME),
+            lifetime: lifetime.clamp(LEAST_LIFETIME, MOST_LIFETIME),
             by: format!("{by}, {}", whoami()),
             own: None,
         }

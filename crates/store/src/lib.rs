@@ -50,7 +50,7 @@ pub use copy::{Copied, CopyOptions, copy};
 pub use error::Error;
 pub use images::{ListedImage, each_image};
 pub use intents::Intent;
-pub use leases::{ImageLease, Lease, OwnLease};
+pub use leases::{ImageLease, LEAST_LIFETIME, Lease, MOST_LIFETIME, OwnLease};
 pub use location::S3Options;
 pub use name::ImageName;
 pub use names::ListedName;

@@ -1,8 +1,8 @@
 //! The image of an agent: from its name to a mounted root file system, and back.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -41,25 +41,33 @@ pub(super) struct Mounted {
     export: FuseExport,
 }
 
-/// What is known about the start to come, asked for while the manifest is read.
-struct StartsWanted(JoinHandle<(StartLogs, Expected)>);
+/// What is known about the start to come, asked for while the manifest is read. All of it is advice.
+struct StartsWanted {
+    starts: StartLogs,
+    expected: Option<Receiver<Expected>>,
+}
+
+/// How long a start waits for that once its manifest is here.
+const ADVICE_PATIENCE: Duration = Duration::from_secs(1);
 
 impl StartsWanted {
     fn ask(config: &AgentConfig, store: &Store, record: &NameRecord, command: Option<&[String]>) -> Option<Self> {
         let (store, manifest) = (store.at_root(&record.root).ok()?, record.manifest_id().ok()?);
-        let (tenant, cache, prefetch) = (config.tenant.clone(), config.cache_dir.clone(), config.prefetch);
-        let command = command.map(<[String]>::to_vec);
-        let work = move || {
-            let starts = StartLogs::new(&store, &tenant, &cache, &manifest, command.as_deref());
-            let expected = if prefetch { starts.expected(&store, &tenant, &manifest) } else { Expected::default() };
-            (starts, expected)
-        };
-        std::thread::Builder::new().name("start-log".into()).spawn(work).ok().map(Self)
+        let starts = StartLogs::new(&store, &config.tenant, &config.cache_dir, &manifest, command);
+        let expected = config.prefetch.then(|| {
+            let (answer, expected) = channel();
+            let (starts, tenant) = (starts.clone(), config.tenant.clone());
+            let work = move || answer.send(starts.expected(&store, &tenant, &manifest));
+            // Without a thread there is no answer.
+            let _ = std::thread::Builder::new().name("start-log".into()).spawn(work);
+            expected
+        });
+        Some(Self { starts, expected })
     }
 
-    fn answer(wanted: Option<Self>) -> Result<(StartLogs, Expected), Error> {
-        let answer = wanted.and_then(|wanted| wanted.0.join().ok());
-        answer.ok_or_else(|| Error::invalid("agent", "no thread to look for logs of starts with"))
+    fn answer(self) -> (StartLogs, Expected) {
+        let expected = self.expected.and_then(|expected| expected.recv_timeout(ADVICE_PATIENCE).ok());
+        (self.starts, expected.unwrap_or_default())
     }
 }
 
@@ -92,7 +100,9 @@ impl Opened {
             starts = StartsWanted::ask(config, &store, record, command);
         });
         let OpenedImage { manifest, metadata, store, .. } = opened.map_err(failed("open image"))?;
-        let (starts, expected) = StartsWanted::answer(starts)?;
+        let starts =
+            starts.ok_or_else(|| Error::invalid("agent", "opened an image that it did not find: this is a bug"))?;
+        let (starts, expected) = starts.answer();
         let disk = if config.cache_bytes == 0 {
             None
         } else {
@@ -225,12 +235,15 @@ impl Mounted {
     /// which were needed.
     pub(super) fn close(self) {
         let Self { opened, mounter, export } = self;
-        opened.starts.keep(&StartLog::record(&opened.device), &opened.expected);
+        let log = StartLog::record(&opened.device);
+        opened.starts.keep(&log, &opened.expected);
         // It ends with the last thing that waits for the device; only then may nobody serve it any more.
         drop(mounter);
         drop(export);
-        drop(opened.lease);
         opened.tiers.flush();
+        // What asks a server comes last: nothing that others may wait for is held any more.
+        opened.starts.share(&log, &opened.expected);
+        drop(opened.lease);
     }
 }
 

@@ -1,20 +1,21 @@
 //! Keeps the lease on the image in use, in a thread of its own, and follows the image to another root.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use snowmelt_cache::Tiers;
 use snowmelt_store::ImageLease;
 
+use super::start_logs::PATIENCE;
+
 /// How long until a store that did not take the lease is asked again, at most.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
-/// Ends the lease when it is dropped.
+/// Ends the lease when it is dropped. A store that does not answer is not waited for: a lease that stays ends by itself.
 pub(super) struct LeaseKeeper {
     stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    ended: Receiver<()>,
 }
 
 impl LeaseKeeper {
@@ -22,6 +23,7 @@ impl LeaseKeeper {
     /// sandboxes end before. `None` where there is no thread for it.
     pub(super) fn start(mut lease: ImageLease, tiers: Arc<Tiers>) -> Option<Self> {
         let (stop, stopped) = channel::<()>();
+        let (ends, ended) = channel();
         let work = move || {
             let mut wait = lease.keep_again_after();
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
@@ -39,17 +41,18 @@ impl LeaseKeeper {
                 }
             }
             lease.end();
+            // Whoever waited may have gone.
+            let _ = ends.send(());
         };
         let thread = std::thread::Builder::new().name("lease".into()).spawn(work);
-        Some(Self { stop: Some(stop), thread: Some(thread.ok()?) })
+        thread.ok()?;
+        Some(Self { stop: Some(stop), ended })
     }
 }
 
 impl Drop for LeaseKeeper {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.ended.recv_timeout(PATIENCE);
     }
 }

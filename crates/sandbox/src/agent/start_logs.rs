@@ -28,11 +28,11 @@ const MOST_LOGS: usize = 64;
 const MOST_IMAGES: usize = 256;
 /// A longer one is not put into object storage, from where it would not be read.
 const LONGEST_REMOTE_BYTES: usize = 1 << 20;
-/// How long the end of a sandbox waits for object storage to take its log.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the end of a sandbox waits for object storage to take its log, or anything else that can do without.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The logs of one image for one command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StartLogs {
     all: PathBuf,
     image: PathBuf,
@@ -103,25 +103,28 @@ impl StartLogs {
     /// Keeps what a start read, once it is over. Other sandboxes may do so at the same time: the last one wins, and any of them is
     /// right.
     pub(super) fn keep(&self, log: &StartLog, expected: &Expected) {
-        let Some(name) = &self.command else { return };
-        if log.is_empty() || expected.same_command && expected.log == *log {
-            return;
-        }
+        let Some(name) = self.command.as_ref().filter(|_| is_news(log, expected)) else { return };
         if let Err(error) = self.write(name, log, expected) {
             // A store may well be for others to write.
             tracing::info!(path = %self.image.display(), %error, "what this start read is not kept");
         }
-        if let Some(remote) = self.remote.clone() {
-            let (name, log, is_new) = (name.clone(), log.clone(), !expected.same_command);
-            // Nobody waits for a server that does not answer: the thread ends with the process.
-            let (done, waited) = mpsc::channel();
-            let put = move || done.send(remote.put(&name, &log, is_new));
-            let started = std::thread::Builder::new().name("put-start-log".into()).spawn(put);
-            match started.map(|_| waited.recv_timeout(PATIENCE)) {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => tracing::info!(%error, "what this start read is kept on this machine only"),
-                _ => tracing::info!("what this start read is kept on this machine only: the store does not answer"),
-            }
+    }
+
+    /// The same in object storage, for other machines; what asks a server is for the very end.
+    pub(super) fn share(&self, log: &StartLog, expected: &Expected) {
+        let (Some(name), Some(remote)) = (&self.command, self.remote.clone()) else { return };
+        if !is_news(log, expected) {
+            return;
+        }
+        let (name, log, is_new) = (name.clone(), log.clone(), !expected.same_command);
+        // Nobody waits for a server that does not answer: the thread ends with the process.
+        let (done, waited) = mpsc::channel();
+        let put = move || done.send(remote.put(&name, &log, is_new));
+        let started = std::thread::Builder::new().name("put-start-log".into()).spawn(put);
+        match started.map(|_| waited.recv_timeout(PATIENCE)) {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::info!(%error, "what this start read is kept on this machine only"),
+            _ => tracing::info!("what this start read is kept on this machine only: the store does not answer"),
         }
     }
 
@@ -141,6 +144,11 @@ impl StartLogs {
         }
         Ok(())
     }
+}
+
+/// Whether a log says something that was not known.
+fn is_news(log: &StartLog, expected: &Expected) -> bool {
+    !(log.is_empty() || expected.same_command && expected.log == *log)
 }
 
 impl Remote {
