@@ -76,7 +76,7 @@ pub(crate) struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub(crate) previous_keys: Option<Vec<Service>>,
-    /// Allow a store that is reached by plain HTTP.
+    /// Allow a store and key services that are reached by plain HTTP.
     #[arg(long, global = true, env = "SNOWMELT_ALLOW_HTTP", value_parser = FalseyValueParser::new(),
           help_heading = "Global options")]
     pub(crate) allow_http: bool,

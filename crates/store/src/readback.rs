@@ -20,6 +20,8 @@ use crate::{Error, ImageName, Store};
 pub struct OpenedImage {
     /// What the name stands for.
     pub record: NameRecord,
+    /// The id of the key that its data key is wrapped under.
+    pub key_id: String,
     /// The manifest with its keys.
     pub manifest: OpenedManifest,
     /// How the image runs.
@@ -106,6 +108,7 @@ pub fn open_record(
     if record.image_size != manifest.geometry().image_size || record.chunk_count != manifest.chunk_count() as u64 {
         return Err(does_not_agree("it does not agree with the manifest that it names"));
     }
+    let key_id = manifest.key_id().to_owned();
     let manifest = manifest.open(opening.keys, &name.to_string())?;
     let metadata = ImageMetadata::of(&manifest)?;
     // The record is in the clear, what is sealed is not. Images that were published before this was sealed have none.
@@ -121,7 +124,7 @@ pub fn open_record(
         seen.check(store, opening.tenant, name, &record)?;
     }
     let store = store.at_root(&record.root)?;
-    Ok(OpenedImage { record, manifest, metadata, store })
+    Ok(OpenedImage { record, key_id, manifest, metadata, store })
 }
 
 /// What is wrong with one chunk of an image.

@@ -65,7 +65,8 @@ there are alarms or damaged names, but with 0 for --metrics.
 Examples:
   snowmelt gc status
   snowmelt gc status --count                       also chunks, and how much is garbage
-  snowmelt gc status --metrics > roots.prom        for node_exporter's textfile collector")]
+  snowmelt gc status --metrics > new && mv new snowmelt.prom      in the folder
+                                    of node_exporter's textfile collector")]
 pub(crate) struct GcStatusArgs {
     /// Count the chunks of each root: a request for every thousand, and every manifest is read.
     #[arg(long)]
@@ -122,10 +123,17 @@ Examples:
   snowmelt gc expire main
   snowmelt gc expire main --now")]
 pub(crate) struct GcExpireArgs {
+    #[command(flatten)]
+    pub(crate) step: StepArgs,
+}
+
+// Roots that are taken on to their next state. No docstring: it would take the place of the commands' own.
+#[derive(clap::Args, Debug)]
+pub(crate) struct StepArgs {
     /// Which roots.
     #[arg(value_name = "ROOT", required = true)]
     pub(crate) roots: Vec<String>,
-    /// However short it is retired.
+    /// However short it has been in its state; whatever else keeps it still does.
     #[arg(long)]
     pub(crate) now: bool,
 }
@@ -143,12 +151,8 @@ Examples:
   snowmelt gc delete main
   snowmelt gc delete main --now")]
 pub(crate) struct GcDeleteArgs {
-    /// Which roots.
-    #[arg(value_name = "ROOT", required = true)]
-    pub(crate) roots: Vec<String>,
-    /// However short it is expired.
-    #[arg(long)]
-    pub(crate) now: bool,
+    #[command(flatten)]
+    pub(crate) step: StepArgs,
 }
 
 /// Say that the alarms of a root are dealt with, so that it can go on to be deleted.

@@ -152,9 +152,9 @@ fn describe_blockers(by: &Blockers) -> String {
 }
 
 fn expire(app: &App, store: &Store, args: &GcExpireArgs) -> Result<ExitCode> {
-    let age = if args.now { Duration::ZERO } else { app.config.policy(None)?.retire_for };
+    let age = if args.step.now { Duration::ZERO } else { app.config.policy(None)?.retire_for };
     let (mut list, mut blocked) = (Vec::new(), false);
-    for root in &args.roots {
+    for root in &args.step.roots {
         let by = collect::expire(store, root, age)?;
         blocked |= !by.is_empty();
         if app.json {
@@ -172,9 +172,9 @@ fn expire(app: &App, store: &Store, args: &GcExpireArgs) -> Result<ExitCode> {
 }
 
 fn delete(app: &App, store: &Store, args: &GcDeleteArgs) -> Result<ExitCode> {
-    let age = if args.now { Duration::ZERO } else { app.config.policy(None)?.expire_for };
+    let age = if args.step.now { Duration::ZERO } else { app.config.policy(None)?.expire_for };
     let (mut list, mut blocked) = (Vec::new(), false);
-    for root in &args.roots {
+    for root in &args.step.roots {
         // Deleted already: it is only swept again, such as after a sweep that was cut off.
         let by = match store.read_state()?.state_of(root) {
             Some(RootState::Deleted) => Blockers::default(),

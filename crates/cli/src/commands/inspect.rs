@@ -17,9 +17,7 @@ pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
     let (record, config) = (&image.record, &image.metadata.config);
-    // An opened manifest does not say which key it was sealed under; the stored one does.
-    let stored = store.read_manifest(&record.root, &app.config.tenant, &image.manifest.id())?;
-    let key = stored.key_id();
+    let key = &image.key_id;
     let geometry = image.manifest.geometry();
     let last_run = last_run::load(app, &args.image);
     if app.json {

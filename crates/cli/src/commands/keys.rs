@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use snowmelt_chunk::{KeyService as _, KeyUse};
 use snowmelt_keys::Service;
@@ -76,6 +76,8 @@ fn rotate(app: &App, store: &Store, args: &KeysRotateArgs) -> Result<ExitCode> {
          `snowmelt keys rotate --keep-key`"
     );
     store.check_writable()?;
+    // Another key is not to be made then.
+    let again = format!("snowmelt keys rotate --keep-key{}", if args.all_tenants { " --all-tenants" } else { "" });
     let (mut done, mut already) = (0, 0);
     let (mut kept, mut failures) = (Vec::new(), Vec::new());
     for tenant in app.tenants(store, args.all_tenants)? {
@@ -111,7 +113,14 @@ fn rotate(app: &App, store: &Store, args: &KeysRotateArgs) -> Result<ExitCode> {
             match rewrap(store, &tenant, &name, &keys, &|key| key == current) {
                 Ok(Rewrapped::Done) => done += 1,
                 Ok(Rewrapped::AlreadyCurrent) => already += 1,
-                Err(error @ (Error::Unavailable { .. } | Error::Refused { .. })) => return Err(error.into()),
+                Err(error @ (Error::Unavailable { .. } | Error::Refused { .. })) => {
+                    let made =
+                        kept.iter().map(|(tenant, file)| format!("of {tenant} the old key is {}", file.display()));
+                    let made = made.collect::<Vec<_>>().join(", ");
+                    let made = if made.is_empty() { made } else { format!("new keys are made ({made}); ") };
+                    return Err(anyhow::Error::from(error))
+                        .with_context(|| format!("{done} images are sealed anew; {made}to go on: {again}"));
+                }
                 // Removed since it was listed.
                 Err(Error::NotFound { .. }) if store.read_name(&tenant, &name).is_err() => {}
                 Err(error) => failures.push((format!("{tenant}/{name}"), reason(&error))),
@@ -140,7 +149,7 @@ fn rotate(app: &App, store: &Store, args: &KeysRotateArgs) -> Result<ExitCode> {
         if !failures.is_empty() {
             let rows = failures.iter().map(|(image, error)| vec![image.clone(), error.clone()]).collect();
             text += &output::table(&["FAILED", "WHY"], &[], rows);
-            text += "To try these again: snowmelt keys rotate --keep-key\n";
+            let _ = writeln!(text, "To try these again: {again}");
         }
         output::print(&text)?;
     }

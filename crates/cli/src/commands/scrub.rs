@@ -62,7 +62,8 @@ pub(crate) fn scrub(app: &App, args: &ScrubArgs) -> Result<ExitCode> {
             show_duration(started.elapsed())
         );
         if whole {
-            output::print(&format!("All is whole: {read}.\n"))?;
+            let what = if args.all_tenants { "All".to_owned() } else { format!("All of tenant {}", app.config.tenant) };
+            output::print(&format!("{what} is whole: {read}.\n"))?;
         } else {
             let images: Vec<_> = found.damage.keys().map(String::as_str).collect();
             output::print(&format!(

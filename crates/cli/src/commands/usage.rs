@@ -26,8 +26,8 @@ pub(crate) fn usage(app: &App, args: &DuArgs) -> Result<ExitCode> {
         }
     }
     let cached = cache_bytes(app)?;
-    for (_, name, error) in &usage.damaged {
-        tracing::warn!("{name} is not counted: {error}");
+    for (tenant, name, error) in &usage.damaged {
+        tracing::warn!("{tenant}/{name} is not counted: {error}");
     }
     // Runs are those of the tenant that is set.
     let last_run = |image: &ImageUsage| last_run::load(app, &image.name).filter(|_| image.tenant == app.config.tenant);
@@ -54,7 +54,7 @@ pub(crate) fn usage(app: &App, args: &DuArgs) -> Result<ExitCode> {
             "logical_bytes": usage.logical_bytes,
             "stored_bytes": usage.stored_bytes,
             "chunks": usage.chunks,
-            "damaged": usage.damaged.iter().map(|(_, name, error)| json!({ "name": name.to_string(), "error": error.to_string() })).collect::<Vec<_>>(),
+            "damaged": usage.damaged.iter().map(|(tenant, name, error)| json!({ "tenant": tenant, "name": name.to_string(), "error": error.to_string() })).collect::<Vec<_>>(),
             "cache": { "folder": app.config.cache_dir, "bytes": cached, "budget_bytes": app.config.cache_bytes },
         }))?;
         return Ok(ExitCode::SUCCESS);
