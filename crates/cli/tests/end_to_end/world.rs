@@ -89,9 +89,10 @@ impl World {
         }))
     }
 
-    /// For tests of object storage alone: nothing where stores are folders.
-    pub fn on_s3() -> Option<Self> {
-        stores::is_s3().then(Self::new)
+    /// For tests of object storage alone, wherever the stores of the others are.
+    pub fn on_s3() -> Self {
+        let servers = stores::servers().expect("it takes servers: scripts/test-servers run -- cargo test …");
+        Self::with_stores_on(Some(servers))
     }
 
     fn with_stores_on(servers: Option<&'static Servers>) -> Self {
@@ -129,7 +130,7 @@ impl World {
     /// The URL of a store of this world; `store` is the one that commands use when nothing else is said.
     pub fn store_url(&self, name: &str) -> String {
         match self.servers {
-            Some(_) => format!("s3://{}/{}", stores::BUCKET, self.prefix(name)),
+            Some(servers) => format!("s3://{}/{}", servers.bucket, self.prefix(name)),
             None => self.text(name),
         }
     }
