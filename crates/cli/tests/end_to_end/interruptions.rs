@@ -114,10 +114,12 @@ fn the_last_process_of_a_sandbox_does_not_wait_for_itself() {
     for pid in &others {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
+    // The last of them in its namespace may wait for the device, which nobody serves at the moment.
+    wait_until("all others are gone or on their way out", || others.iter().all(|pid| has_died_or_waits_in_death(*pid)));
+    kill_now(&agent);
     wait(&mut child);
     drop(output);
     wait_until("all others are gone", || others.iter().all(|pid| !is_running(*pid)));
-    kill_now(&agent);
     // What of it waits in the kernel is seen by whoever waits for every file system.
     let mut sync = std::process::Command::new("sync").spawn().unwrap();
     wait_until("every file system is synced", || sync.try_wait().unwrap().is_some());
@@ -131,6 +133,20 @@ fn parent(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.clone().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
+}
+
+/// No thread of it can run program code any more, and those that still end wait in the kernel for something.
+fn has_died_or_waits_in_death(pid: i32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok()).all(|stat| {
+        // State, parent, group, session, terminal, its group, flags.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let flags: u64 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+        fields.first() == Some(&"Z")
+            || fields.first() == Some(&"X")
+            || (fields.first() == Some(&"D") && flags & PF_EXITING != 0)
+    })
 }
 
 fn children(pid: i32) -> Vec<i32> {
