@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod canned;
+#[path = "../../../chunk/tests/support/captured_log.rs"]
+mod captured_log;
 mod kms;
 mod logs;
 mod servers;
