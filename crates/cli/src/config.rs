@@ -37,7 +37,8 @@ struct ConfigFile {
     lease: Option<Age>,
     #[serde(default, deserialize_with = "parsed")]
     keys: Option<Service>,
-    previous_keys: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "parsed_list")]
+    previous_keys: Vec<Service>,
     #[serde(default, deserialize_with = "parsed")]
     salt_key: Option<Service>,
     #[serde(default, deserialize_with = "parsed")]
@@ -103,6 +104,14 @@ fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Texts that each stand for something.
+fn parsed_list<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 /// What all commands work with.
@@ -179,7 +188,7 @@ impl Config {
         check_tenant(&tenant)?;
         let previous_keys = match &args.previous_keys {
             Some(services) => services.clone(),
-            None => file.previous_keys.iter().flatten().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            None => file.previous_keys,
         };
         let zone = file.zone.unwrap_or_default();
         parse_class(&zone).map_err(|error| anyhow::anyhow!("the field `zone` of the configuration: {error}"))?;

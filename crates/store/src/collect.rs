@@ -212,7 +212,7 @@ pub fn sweep(store: &Store, root: &str, progress: &dyn Fn(u64)) -> Result<u64, E
     let mut removed = 0;
     loop {
         let mut paths = Vec::new();
-        store.objects().list_each(&folder, None, &mut |listed| {
+        store.objects().list_each(&folder, &mut |listed| {
             paths.push(listed.path);
             paths.len() < AT_ONCE
         })?;

@@ -200,7 +200,7 @@ fn objects_conform(objects: &Objects) {
     assert!(read[1].is_none() && read[2].is_some());
     let mut first = 0;
     objects
-        .list_each("to", None, &mut |_| {
+        .list_each("to", &mut |_| {
             first += 1;
             first < 5
         })

@@ -389,31 +389,22 @@ impl Objects {
     /// [`Error::Unavailable`], [`Error::Refused`], [`Error::Io`], [`Error::Invalid`] where the store does not list.
     pub(crate) fn list(&self, folder: &str) -> Result<Vec<Listed>, Error> {
         let mut found = Vec::new();
-        self.list_each(folder, None, &mut |listed| {
+        self.list_each(folder, &mut |listed| {
             found.push(listed);
             true
         })?;
         Ok(found)
     }
 
-    /// Calls `each` for everything below a folder, in pages, until it says false; from behind `after`, where that is given and the
-    /// store sorts.
+    /// Calls `each` for everything below a folder, in pages, until it says false.
     ///
     /// # Errors
     /// As [`Objects::list`]. What a page had before a failed one was told is told again after another try.
-    pub(crate) fn list_each(
-        &self,
-        folder: &str,
-        after: Option<&str>,
-        each: &mut dyn FnMut(Listed) -> bool,
-    ) -> Result<(), Error> {
+    pub(crate) fn list_each(&self, folder: &str, each: &mut dyn FnMut(Listed) -> bool) -> Result<(), Error> {
         let at = self.path(folder);
         retrying(self.patience, || {
             let listing = async {
-                let mut found = match after {
-                    Some(after) => self.backend.list_with_offset(Some(&at), &self.path(after)),
-                    None => self.backend.list(Some(&at)),
-                };
+                let mut found = self.backend.list(Some(&at));
                 loop {
                     match found.try_next().await {
                         Ok(None) => return Ok(()),
@@ -562,7 +553,7 @@ impl Objects {
             return Ok(fs::read_dir(folder.join(path)).is_ok_and(|mut entries| entries.next().is_some()));
         }
         let mut found = false;
-        self.list_each(path, None, &mut |_| {
+        self.list_each(path, &mut |_| {
             found = true;
             false
         })?;

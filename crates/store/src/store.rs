@@ -237,7 +237,7 @@ impl Store {
         // Ids are spread evenly, so the first page tells how many pages there are.
         let mut known = HashSet::new();
         let (mut pages, mut too_many) = (0_u32, false);
-        self.objects.list_each(&folder, None, &mut |listed| {
+        self.objects.list_each(&folder, &mut |listed| {
             let Some(id) = id_of(&listed.path) else { return true };
             known.insert(id);
             if (known.len() as u64).is_multiple_of(LIST_PAGE) {
@@ -255,7 +255,7 @@ impl Store {
     /// # Errors
     /// Those of listing.
     pub fn each_chunk(&self, each: &mut dyn FnMut(ChunkId, u64)) -> Result<(), Error> {
-        self.objects.list_each(&format!("roots/{}/chunks", self.root), None, &mut |listed| {
+        self.objects.list_each(&format!("roots/{}/chunks", self.root), &mut |listed| {
             if let Some(id) = id_of(&listed.path) {
                 each(id, listed.bytes);
             }

@@ -39,6 +39,14 @@ pub(super) enum Refusal {
     Failed(Error),
 }
 
+/// What is asked of a path of the API.
+#[derive(Clone)]
+struct Request<'a> {
+    method: Method,
+    path: &'a str,
+    body: Option<&'a str>,
+}
+
 #[derive(Debug)]
 pub(super) struct Server {
     service: String,
@@ -79,12 +87,12 @@ impl Server {
 
     /// Reads a path of the API.
     pub(super) async fn get(&self, path: &str) -> Result<Value, Refusal> {
-        self.asked(Method::GET, path, None).await
+        self.asked(&Request { method: Method::GET, path, body: None }).await
     }
 
     /// Sends JSON to a path of the API.
     pub(super) async fn post(&self, path: &str, body: &str) -> Result<Value, Refusal> {
-        self.asked(Method::POST, path, Some(body)).await
+        self.asked(&Request { method: Method::POST, path, body: Some(body) }).await
     }
 
     /// Whether the token is one that the server knows. Every token may ask that of itself.
@@ -96,16 +104,16 @@ impl Server {
         }
     }
 
-    async fn asked(&self, method: Method, path: &str, body: Option<&str>) -> Result<Value, Refusal> {
+    async fn asked(&self, request: &Request<'_>) -> Result<Value, Refusal> {
         if let Login::Token(token) = &self.access.login {
-            return self.tried(method, path, body, Some(token)).await;
+            return self.tried(request, Some(token)).await;
         }
         let (token, is_fresh) = self.app_role_token(None).await?;
-        match self.tried(method.clone(), path, body, Some(&token)).await {
+        match self.tried(request, Some(&token)).await {
             // It may have expired; a new one tells whether that was it.
             Err(Refusal::Denied(_)) if !is_fresh => {
                 let (token, _) = self.app_role_token(Some(&token)).await?;
-                self.tried(method, path, body, Some(&token)).await
+                self.tried(request, Some(&token)).await
             }
             result => result,
         }
@@ -127,16 +135,16 @@ impl Server {
             }
             None => format!(r#"{{"role_id":{}}}"#, text(role_id)),
         });
-        let unusable = |reason: String| Refusal::Failed(Error::KeyService { service: self.service.clone(), reason });
-        let answer = self.tried(Method::POST, "auth/approle/login", Some(&body), None).await;
+        let login = Request { method: Method::POST, path: "auth/approle/login", body: Some(&body) };
+        let answer = self.tried(&login, None).await;
         let mut answer = answer.map_err(|refusal| match refusal {
             Refusal::Failed(error) => Refusal::Failed(error),
             Refusal::Denied(reason) | Refusal::Said(reason) | Refusal::NotThere { reason, .. } => {
-                unusable(format!("its AppRole (VAULT_ROLE_ID, VAULT_SECRET_ID) is not accepted: {reason}"))
+                self.unusable(format!("its AppRole (VAULT_ROLE_ID, VAULT_SECRET_ID) is not accepted: {reason}"))
             }
         })?;
         let Value::String(token) = answer["auth"]["client_token"].take() else {
-            return Err(unusable("its AppRole was given no token".into()));
+            return Err(self.unusable("its AppRole was given no token".into()));
         };
         let token = Zeroizing::new(token);
         *kept = Some(Token(token.clone()));
@@ -144,15 +152,9 @@ impl Server {
     }
 
     /// Sends a request until it is answered, three times at most.
-    async fn tried(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&str>,
-        token: Option<&str>,
-    ) -> Result<Value, Refusal> {
+    async fn tried(&self, request: &Request<'_>, token: Option<&str>) -> Result<Value, Refusal> {
         for wait in WAITS {
-            match self.sent(method.clone(), path, body, token).await {
+            match self.sent(request.clone(), token).await {
                 Err(Refusal::Failed(error)) if error.is_unavailable() => {
                     tracing::debug!(%error, "trying again");
                     let jitter = wait.mul_f64(rand::random());
@@ -161,31 +163,30 @@ impl Server {
                 result => return result,
             }
         }
-        self.sent(method, path, body, token).await
+        self.sent(request.clone(), token).await
     }
 
-    async fn sent(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&str>,
-        token: Option<&str>,
-    ) -> Result<Value, Refusal> {
-        let unusable = |reason: String| Refusal::Failed(Error::KeyService { service: self.service.clone(), reason });
+    fn unusable(&self, reason: String) -> Refusal {
+        Refusal::Failed(Error::KeyService { service: self.service.clone(), reason })
+    }
+
+    async fn sent(&self, Request { method, path, body }: Request<'_>, token: Option<&str>) -> Result<Value, Refusal> {
         let client = self.client.get_or_try_init(|| async { self.set_up() }).await.map_err(Refusal::Failed)?;
         let url = format!("{}/v1/{path}", self.address.as_str().trim_end_matches('/'));
         let mut headers = HeaderMap::new();
         headers.insert("x-vault-request", HeaderValue::from_static("true"));
         if let Some(token) = token {
             let mut value =
-                HeaderValue::from_str(token).map_err(|_| unusable("its token has odd characters".into()))?;
+                HeaderValue::from_str(token).map_err(|_| self.unusable("its token has odd characters".into()))?;
             value.set_sensitive(true);
             headers.insert("x-vault-token", value);
         }
         if let Some(namespace) = &self.access.namespace {
             let value = HeaderValue::from_str(namespace);
-            headers
-                .insert("x-vault-namespace", value.map_err(|_| unusable("its namespace has odd characters".into()))?);
+            headers.insert(
+                "x-vault-namespace",
+                value.map_err(|_| self.unusable("its namespace has odd characters".into()))?,
+            );
         }
         let mut request = client.request(method, url).headers(headers);
         if let Some(body) = body {
@@ -198,7 +199,7 @@ impl Server {
         let mut bytes = Zeroizing::new(Vec::new());
         while let Some(part) = response.chunk().await.map_err(|error| self.not_sent(&error))? {
             if bytes.len() + part.len() > MAX_ANSWER {
-                return Err(unusable("its answer is not one of Vault".into()));
+                return Err(self.unusable("its answer is not one of Vault".into()));
             }
             bytes.extend_from_slice(&part);
         }

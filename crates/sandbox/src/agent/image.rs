@@ -56,8 +56,8 @@ impl StartsWanted {
         let starts = StartLogs::new(&store, &config.tenant, &config.cache_dir, &manifest, command);
         let expected = config.prefetch.then(|| {
             let (answer, expected) = channel();
-            let (starts, tenant) = (starts.clone(), config.tenant.clone());
-            let work = move || answer.send(starts.expected(&store, &tenant, &manifest));
+            let starts = starts.clone();
+            let work = move || answer.send(starts.expected());
             // Without a thread there is no answer.
             let _ = std::thread::Builder::new().name("start-log".into()).spawn(work);
             expected

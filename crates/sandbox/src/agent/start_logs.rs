@@ -40,11 +40,11 @@ pub(super) struct StartLogs {
     command: Option<String>,
     /// Whether the folder is the cache's, which has logs of images of all stores, and must be bounded.
     is_cache: bool,
-    /// Where others find the logs too, if that is object storage.
+    /// Where others find the logs too, if that is no directory.
     remote: Option<Remote>,
 }
 
-/// The logs of an image in object storage.
+/// The logs of an image in a store that is asked by requests.
 #[derive(Clone, Debug)]
 struct Remote {
     store: Store,
@@ -77,21 +77,14 @@ impl StartLogs {
             let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
             hash[..16].to_owned()
         });
-        let remote = (is_cache && store.is_object_storage()).then(|| Remote {
-            store: store.clone(),
-            tenant: tenant.into(),
-            manifest: *manifest,
-        });
+        let remote = is_cache.then(|| Remote { store: store.clone(), tenant: tenant.into(), manifest: *manifest });
         Self { all, image, command, is_cache, remote }
     }
 
     /// What is known about the start to come; nothing is an empty log. A store that is no directory is asked where this machine
     /// knows nothing: two requests, beside those for the manifest.
-    pub(super) fn expected(&self, store: &Store, tenant: &str, manifest: &ManifestId) -> Expected {
-        let remote = |name: &str| {
-            let bytes = self.is_cache.then(|| store.read_start_log(tenant, manifest, name))?;
-            StartLog::decode(std::str::from_utf8(&bytes.ok()?).ok()?)
-        };
+    pub(super) fn expected(&self) -> Expected {
+        let remote = |name: &str| self.remote.as_ref()?.read(name);
         let own = self.command.as_deref().and_then(|name| read(&self.image.join(name)).or_else(|| remote(name)));
         if let Some(log) = own {
             return Expected { log, same_command: true };
@@ -113,7 +106,7 @@ impl StartLogs {
     /// The same in object storage, for other machines; what asks a server is for the very end.
     pub(super) fn share(&self, log: &StartLog, expected: &Expected) {
         let (Some(name), Some(remote)) = (&self.command, self.remote.clone()) else { return };
-        if !is_news(log, expected) {
+        if !is_news(log, expected) || !remote.store.is_object_storage() {
             return;
         }
         let (name, log, is_new) = (name.clone(), log.clone(), !expected.same_command);
@@ -242,7 +235,7 @@ mod tests {
         };
         let start = |words: &[&str], chunks: &[u64]| {
             let logs = logs(words);
-            let expected = logs.expected(&store, "t", &manifest);
+            let expected = logs.expected();
             logs.keep(&log(chunks), &expected);
             (expected.log.chunks, expected.same_command)
         };
@@ -261,7 +254,7 @@ mod tests {
         // A mount keeps nothing.
         let mount = StartLogs::new(&store, "t", cache.path(), &manifest, None);
         let before = std::fs::read_dir(&mount.image).unwrap().count();
-        mount.keep(&log(&[1]), &mount.expected(&store, "t", &manifest));
+        mount.keep(&log(&[1]), &mount.expected());
         assert_eq!(std::fs::read_dir(&mount.image).unwrap().count(), before);
     }
 
@@ -278,6 +271,6 @@ mod tests {
         assert_eq!(std::fs::read_dir(&logs.image).unwrap().count(), MOST_LOGS);
         logs.keep(&log(&[1]), &Expected::default());
         std::fs::write(logs.image.join(logs.command.as_ref().unwrap()), b"snowmelt start log 1\nchunk x\n").unwrap();
-        assert!(!logs.expected(&store, "t", &manifest).same_command);
+        assert!(!logs.expected().same_command);
     }
 }
