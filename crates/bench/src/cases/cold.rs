@@ -110,8 +110,8 @@ pub(crate) fn from_s3(bench: &Bench) -> Result<Vec<Section>> {
     let mut section = Section::new(
         "Start from S3",
         "Time to ready of the commands above, from SeaweedFS on this machine and from a folder, nothing in between. Cold: \
-         nothing cached. Beside a folder it is known what earlier starts read; to S3 no start writes that, so that a cold \
-         start from there is a first one. Warm: it has run here before. `true` prints \
+         nothing cached, and another machine has started it before, so that what it reads is known beside the manifest. \
+         Warm: it has run here before. `true` prints \
          nothing: its time is until it has ended. Requests are counted in runs of their own.",
         &["command", "start", "folder", "p90", "S3", "p90", "S3 takes longer by", "requests"],
     );
