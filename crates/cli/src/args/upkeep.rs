@@ -243,7 +243,7 @@ pub(crate) struct CpArgs {
     #[arg(value_name = "NAME[:TAG]")]
     pub(crate) image: ImageName,
     /// What it is called there; the same where it is left out.
-    #[arg(value_name = "NAME2[:TAG]")]
+    #[arg(value_name = "NAME2[:TAG]", value_parser = parse_name_there)]
     pub(crate) name: Option<ImageName>,
     /// The store to copy to.
     #[arg(long, value_name = "URL")]
@@ -254,6 +254,16 @@ pub(crate) struct CpArgs {
     /// The key service that seals it there; the same where it is left out.
     #[arg(long, value_name = "SERVICE")]
     pub(crate) to_keys: Option<Service>,
+}
+
+/// A name, where one may well think that a store is asked for.
+fn parse_name_there(text: &str) -> Result<ImageName, String> {
+    let is_store = text.contains("://") || text.starts_with(['/', '.']);
+    text.parse().map_err(
+        |error: snowmelt_store::Error| {
+            if is_store { format!("that is a store: say --to {text}") } else { error.to_string() }
+        },
+    )
 }
 
 /// Read every chunk of all images back from the store and check it. Needs no keys.

@@ -11,6 +11,8 @@ fn a_copy_runs_from_the_other_store() {
     let again = world.json(&["cp", "small", "--to", &to]);
     assert_eq!((&again["new_chunks"], &again["present_chunks"]), (&0.into(), &copied["distinct_chunks"]));
     world.snowmelt(["cp", "small", "--to", "https://127.0.0.1:9/x"]).failure(1, &["127.0.0.1:9"]);
+    // As one may well say it, where a command copies from one place to another.
+    world.snowmelt(["cp", "small", "s3://images"]).failure(2, &["that is a store: say --to s3://images"]);
     let store = world.objects("store");
     for (path, _) in store.list() {
         store.remove(&path);
