@@ -55,7 +55,8 @@ fn set_up_messages() -> anyhow::Result<()> {
         Ok(text) => tracing_subscriber::EnvFilter::builder()
             .parse(&text)
             .with_context(|| format!("SNOWMELT_LOG={text}: expected such as warn, debug or snowmelt_device=debug"))?,
-        Err(_) => "warn".into(),
+        // What an SDK tries in vain is said by the error that comes of it, in a line.
+        Err(_) => "warn,aws_config=off".into(),
     };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -43,9 +43,10 @@ pub fn agent_main() -> u8 {
     snowmelt_chunk::no_core_files();
     // Out of reach of the terminal's signals: those are for the command; we end when it has.
     let _ = rustix::process::setsid();
-    // The FUSE library complains where a reply comes too late, because the mount is gone: nobody waits for it then.
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn,fuser=off".into());
+    // The FUSE library complains where a reply comes too late, because the mount is gone: nobody waits for it then. What an SDK
+    // tries in vain is said by the error that comes of it.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG");
+    let filter = filter.unwrap_or_else(|_| "warn,fuser=off,aws_config=off".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     let _ = subscriber.try_init();

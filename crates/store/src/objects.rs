@@ -157,7 +157,7 @@ impl Objects {
                 operation,
                 subject: subject.into(),
                 store: self.url.clone(),
-                source: Box::new(error),
+                source: refusal::said(&error).into(),
             },
         }
     }
