@@ -33,6 +33,9 @@ pub struct S3Options {
     pub path_style: Option<bool>,
 }
 
+/// What URLs of stores begin with.
+const SCHEMES: [&str; 6] = ["file", "s3", "gs", "az", "https", "http"];
+
 /// Where objects are.
 pub(crate) struct Location {
     pub(crate) objects: Arc<dyn ObjectStore>,
@@ -160,6 +163,12 @@ fn folder_of(url: &str) -> Result<Option<PathBuf>, String> {
         return Ok(None);
     } else if url.is_empty() {
         return Err("it is empty".into());
+    } else if let Some((scheme, rest)) = url.split_once(':')
+        && SCHEMES.contains(&scheme)
+    {
+        // Taken for a folder, it would be made and filled without a word.
+        let rest = rest.trim_start_matches('/');
+        return Err(format!("after {scheme}: come two slashes, {scheme}://{rest}; a folder of that name is ./{url}"));
     } else {
         std::path::absolute(FilePath::new(url)).map_err(|error| error.to_string())?
     };

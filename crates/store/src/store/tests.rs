@@ -109,6 +109,9 @@ fn urls_that_cannot_be_used_say_why() {
     assert!(open("").contains("it is empty"));
     assert!(open("ftp://host/x").contains("no store is reached by ftp"));
     assert!(open("file://relative").contains("three slashes"));
+    // What was meant for a server must not become a folder here.
+    assert!(open("s3:/bucket/x").contains("s3://bucket/x"));
+    assert!(open("https:host/x").contains("https://host/x"));
     assert!(open("http://example.com/").contains("--allow-http"));
     assert!(open("/proc/version").contains("not a folder"));
     assert!(Store::open("http://example.com/", &plain_http()).is_ok());
