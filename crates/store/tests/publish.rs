@@ -4,11 +4,17 @@
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use proptest::prelude::*;
 use snowmelt_chunk::{LocalKeys, Scope, Suite};
 use snowmelt_image::ImageConfig;
+use snowmelt_store::collect::{self, Retire};
 use snowmelt_store::readback::{Opening, export, open_image, verify};
 use snowmelt_store::{
     BlockSource, Error, ImageMetadata, ImageName, PublishOptions, Sharing, Store, StoreOptions, publish, usage,
@@ -276,4 +282,23 @@ fn publishing_with_repair_replaces_damaged_chunks() {
     let repaired = place.publish("a", &source, Suite::Blake3Gcm).unwrap();
     assert_eq!((repaired.new_chunks, repaired.repaired_chunks), (0, 1));
     assert_eq!(std::fs::read(&chunk).unwrap(), good);
+}
+
+/// However many images are migrated at once: what they share is copied once.
+#[test]
+fn migrating_copies_a_chunk_once_for_all_images() {
+    let mut place = place();
+    let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    place.store = Store::over_objects(Arc::clone(&objects), &StoreOptions::default());
+    let distinct = place.publish("app:1", &Source::new(noise(64)), Suite::default()).unwrap().distinct_chunks;
+    for tag in 2..=8 {
+        place.publish(&format!("app:{tag}"), &Source::new(noise(64)), Suite::default()).unwrap();
+    }
+    collect::rotate(&place.store, None, Retire::All).unwrap();
+    // Copies take so long that all images are begun before the first has what it needs.
+    let slow = ThrottleConfig { wait_put_per_call: Duration::from_millis(50), ..ThrottleConfig::default() };
+    let slow = Store::over_objects(Arc::new(ThrottledStore::new(objects, slow)), &StoreOptions::default());
+    let migrated = collect::migrate(&slow, "main", 8, &|_| {}).unwrap();
+    assert_eq!((migrated.names, migrated.manifests), (8, 8));
+    assert_eq!((migrated.chunks, migrated.present_chunks), (distinct, 7 * distinct));
 }

@@ -1,8 +1,8 @@
 //! `Migrate`: what is live in a retired root is copied to its successor.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use snowmelt_chunk::{ChunkId, ManifestId};
 
@@ -20,9 +20,9 @@ pub struct Migrated {
     pub names: u64,
     /// Manifests that were copied, those that only sandboxes use included.
     pub manifests: u64,
-    /// Chunks that were copied.
+    /// Chunks that were copied, each once.
     pub chunks: u64,
-    /// Chunks of those images that the successor had already.
+    /// Chunks that the successor had already, or that an image before had brought, counted for each image.
     pub present_chunks: u64,
     /// Names that publishers were kept from swapping.
     pub fenced: u64,
@@ -95,7 +95,10 @@ pub fn migrate(
     let job = Migration {
         from: store.at_root(root)?,
         to,
-        known: Mutex::new(known),
+        chunks_there: ChunksThere {
+            state: Mutex::new(Known { there: known, claimed: HashSet::new() }),
+            changed: Condvar::new(),
+        },
         done: Mutex::new(Migrated { successor: heir, failed, ..Migrated::default() }),
         chunks: AtomicU64::new(0),
         present: AtomicU64::new(0),
@@ -116,12 +119,12 @@ pub fn migrate(
             });
         }
     });
-    if let Some(error) = stopped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    if let Some(error) = stopped.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     // What another collector took on, and perhaps removed, while this one slept is not missing.
     in_state(&store.read_state()?, root, was.unwrap_or(RootState::Retired))?;
-    let mut migrated = job.done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut migrated = job.done.into_inner().unwrap_or_else(PoisonError::into_inner);
     migrated.chunks = job.chunks.into_inner();
     migrated.present_chunks = job.present.into_inner();
     for intent in intents {
@@ -152,9 +155,7 @@ pub fn migrate(
 struct Migration {
     from: Store,
     to: Store,
-    /// Chunks that the successor has. One that is being copied is not among them yet: who needs it too copies it again, since the
-    /// first may fail.
-    known: Mutex<HashSet<ChunkId>>,
+    chunks_there: ChunksThere,
     done: Mutex<Migrated>,
     chunks: AtomicU64,
     present: AtomicU64,
@@ -190,24 +191,19 @@ impl Migration {
     /// Chunks first, then the logs of starts, the manifest last: where the manifest is, all of it is.
     fn copy(&self, tenant: &str, id: &ManifestId) -> Result<(), Error> {
         let manifest = self.from.read_manifest(self.from.root(), tenant, id)?;
-        let mut missing = Vec::new();
-        {
-            let known = lock(&self.known);
-            let mut seen = HashSet::new();
-            for record in manifest.records() {
-                if known.contains(&record.id) {
-                    self.present.fetch_add(1, Ordering::Relaxed);
-                } else if seen.insert(record.id) {
-                    missing.push(record.id);
-                }
-            }
-        }
         let (from, to) = (self.from.root(), self.to.root());
-        let pairs: Vec<_> = missing.iter().map(|id| (Store::chunk_path(from, id), Store::chunk_path(to, id))).collect();
-        self.from.objects().copy_all(&pairs, &|_| {
-            self.chunks.fetch_add(1, Ordering::Relaxed);
-        })?;
-        lock(&self.known).extend(missing);
+        let wanted: BTreeSet<ChunkId> = manifest.records().map(|record| record.id).collect();
+        let mut copied = 0;
+        while let Some(claim) = self.chunks_there.claim(&wanted) {
+            let path = |id| (Store::chunk_path(from, id), Store::chunk_path(to, id));
+            let pairs: Vec<_> = claim.chunks.iter().map(path).collect();
+            self.from.objects().copy_all(&pairs, &|_| {
+                self.chunks.fetch_add(1, Ordering::Relaxed);
+            })?;
+            copied += pairs.len();
+            claim.fulfil();
+        }
+        self.present.fetch_add((wanted.len() - copied) as u64, Ordering::Relaxed);
         // Advice: what cannot be copied of it is left behind.
         if let Ok(logs) = self.from.list_start_logs(tenant, id) {
             let (from, to) = (Store::starts_path(from, tenant, id), Store::starts_path(to, tenant, id));
@@ -236,6 +232,92 @@ impl Migration {
     }
 }
 
+/// Which chunks the successor has, so that images that are worked on at once copy a chunk once.
+struct ChunksThere {
+    state: Mutex<Known>,
+    /// Told whenever a claim ends.
+    changed: Condvar,
+}
+
+struct Known {
+    there: HashSet<ChunkId>,
+    /// Those that somebody is copying.
+    claimed: HashSet<ChunkId>,
+}
+
+/// Chunks that its holder copies. Whoever needs them too waits for its end; dropped unfulfilled, others may claim them.
+struct Claim<'a> {
+    on: &'a ChunksThere,
+    chunks: Vec<ChunkId>,
+}
+
+impl ChunksThere {
+    /// Those of the wanted that nobody has copied or copies; `None` once all are there. Nobody holds a claim while waiting here, so
+    /// nobody waits for who waits.
+    fn claim(&self, wanted: &BTreeSet<ChunkId>) -> Option<Claim<'_>> {
+        let mut state = lock(&self.state);
+        loop {
+            let missing = || wanted.iter().filter(|id| !state.there.contains(id));
+            let chunks: Vec<ChunkId> = missing().filter(|id| !state.claimed.contains(id)).copied().collect();
+            if !chunks.is_empty() {
+                state.claimed.extend(&chunks);
+                return Some(Claim { on: self, chunks });
+            }
+            missing().next()?;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Claim<'_> {
+    fn fulfil(self) {
+        lock(&self.on.state).there.extend(&self.chunks);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.on.state);
+        for id in &self.chunks {
+            state.claimed.remove(id);
+        }
+        self.on.changed.notify_all();
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ids(numbers: std::ops::Range<u8>) -> BTreeSet<ChunkId> {
+        numbers.map(|number| ChunkId([number; 32])).collect()
+    }
+
+    #[test]
+    fn what_one_claims_and_does_not_bring_another_may_claim() {
+        let chunks = ChunksThere {
+            state: Mutex::new(Known { there: ids(0..2).into_iter().collect(), claimed: HashSet::new() }),
+            changed: Condvar::new(),
+        };
+        let first = chunks.claim(&ids(1..4)).unwrap();
+        assert_eq!(first.chunks.iter().copied().collect::<BTreeSet<_>>(), ids(2..4));
+        let second = chunks.claim(&ids(0..5)).unwrap();
+        assert_eq!(second.chunks, [ChunkId([4; 32])]);
+        second.fulfil();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let claim = chunks.claim(&ids(0..5)).unwrap();
+                assert_eq!(claim.chunks.iter().copied().collect::<BTreeSet<_>>(), ids(2..4));
+                claim.fulfil();
+            });
+            drop(first);
+            waiting.join().unwrap();
+        });
+        assert!(chunks.claim(&ids(0..5)).is_none());
+    }
 }
