@@ -102,7 +102,8 @@ pub fn rotate(store: &Store, to: Option<&str>, retire: Retire<'_>) -> Result<Str
         }
         let root = Root { state: RootState::Active, since: now, successor: None, alarms: Vec::new(), alarm_count: 0 };
         state.roots.insert(name.clone(), root);
-        if !matches!(retire, Retire::None) {
+        // Another one that stays active stays the one that is published to.
+        if state.state_of(&state.active) != Some(RootState::Active) {
             state.active.clone_from(&name);
         }
         Ok(Change::Put(name))

@@ -51,8 +51,13 @@ fn rotate(app: &App, store: &Store, args: &GcRotateArgs) -> Result<ExitCode> {
     } else if args.add {
         output::print(&format!("Root {root} is active too. To publish to it: snowmelt publish --root {root} …\n"))?;
     } else {
+        let others = if state.active == root {
+            String::new()
+        } else {
+            format!(", and so is {}, which is published to", state.active)
+        };
         output::print(&format!(
-            "Root {root} is active. Retired: {}. To copy what is live in it: snowmelt gc migrate\n",
+            "Root {root} is active{others}. Retired: {}. To copy what is live in it: snowmelt gc migrate\n",
             retired.join(", ")
         ))?;
     }

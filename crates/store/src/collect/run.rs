@@ -1,6 +1,7 @@
 //! All steps by configured ages: what a timer runs, on as many machines as one likes.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,8 @@ pub enum Event {
     Rotated {
         /// Its name.
         to: String,
+        /// Those that it follows.
+        retired: Vec<String>,
     },
     /// A root's images are being copied.
     Migrating(MigrateProgress),
@@ -123,10 +126,25 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
     policy.check()?;
     // Most of an image is copied by the server, so waiting is most of the work.
     let threads = if store.is_local() { 2 } else { 8 };
-    let mut lease = match OwnCollectorLease::acquire(store)? {
+    let lease = match OwnCollectorLease::acquire(store)? {
         Ok(lease) => lease,
         Err(busy) => return Ok(Ran { busy: Some(busy), ..Ran::default() }),
     };
+    let ran = steps(store, policy, threads, &lease, report);
+    // After a failure too: whoever mends it and runs this again must not be told that somebody is at it.
+    let released = lease.release(store);
+    let ran = ran?;
+    released?;
+    Ok(ran)
+}
+
+fn steps(
+    store: &Store,
+    policy: &Policy,
+    threads: usize,
+    lease: &OwnCollectorLease,
+    report: &(dyn Fn(Event) + Sync),
+) -> Result<Ran, Error> {
     store.remove_other_abandoned_drafts();
     let mut ran = Ran::default();
     let now = seconds(store.now()?);
@@ -151,11 +169,14 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
         .collect();
     if !old.is_empty() {
         let to = rotate(store, None, Retire::Named(&old))?;
-        report(Event::Rotated { to });
+        report(Event::Rotated { to, retired: old });
     }
     for root in store.read_state()?.roots_in(RootState::Retired) {
         lease.renew(store)?;
-        let done = migrate(store, &root, threads, &|progress| report(Event::Migrating(progress)))?;
+        let done = migrate(store, &root, threads, &|progress| {
+            lease.keep(store);
+            report(Event::Migrating(progress));
+        })?;
         ran.failed += done.failed.len();
         report(Event::Migrated { root: root.clone(), done });
         let by = expire(store, &root, policy.retire_for)?;
@@ -167,8 +188,10 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
     }
     for root in store.read_state()?.roots_in(RootState::Expired) {
         lease.renew(store)?;
-        if !store.list_leases(&root)?.is_empty() {
-            let done = migrate(store, &root, threads, &|_| {})?;
+        let now = store.now()?;
+        if store.list_leases(&root)?.iter().any(|lease| lease.is_live(now)) {
+            let done = migrate(store, &root, threads, &|_| lease.keep(store))?;
+            ran.failed += done.failed.len();
             report(Event::Migrated { root: root.clone(), done });
         }
         let by = delete(store, &root, policy.expire_for)?;
@@ -182,19 +205,19 @@ pub fn run(store: &Store, policy: &Policy, report: &(dyn Fn(Event) + Sync)) -> R
     for (root, found) in &store.read_state()?.roots {
         if found.state == RootState::Deleted && now < found.since + SWEEP_AGAIN.as_secs() {
             lease.renew(store)?;
-            let objects = sweep(store, root, &|_| {})?;
+            let objects = sweep(store, root, &|_| lease.keep(store))?;
             if objects > 0 {
                 report(Event::Swept { root: root.clone(), objects });
             }
         }
     }
-    lease.release(store)?;
     Ok(ran)
 }
 
 /// The collector's lease, while this process has it.
 struct OwnCollectorLease {
     token: String,
+    renewed: Mutex<Instant>,
 }
 
 impl OwnCollectorLease {
@@ -208,12 +231,23 @@ impl OwnCollectorLease {
             }
             let until = now + LEASE.as_secs();
             state.lease = Some(CollectorLease { holder: whoami(), token: token.clone(), until });
-            Ok(Change::Put(Ok(Self { token: token.clone() })))
+            Ok(Change::Put(Ok(Self { token: token.clone(), renewed: Mutex::new(Instant::now()) })))
         })
     }
 
+    /// Keeps it while a step goes on, however long that takes. That another collector has taken over is found out by the next step:
+    /// two that do the same harm nothing.
+    fn keep(&self, store: &Store) {
+        let is_due = self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > LEASE / 5;
+        if is_due && let Err(error) = self.renew(store) {
+            tracing::warn!(%error, "the collector's lease is not renewed");
+        }
+    }
+
     /// Keeps it for the next step.
-    fn renew(&mut self, store: &Store) -> Result<(), Error> {
+    fn renew(&self, store: &Store) -> Result<(), Error> {
+        // Before it is tried, so that one of many threads does so.
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let until = seconds(store.now()?) + LEASE.as_secs();
         store.change_state(|state| match &mut state.lease {
             Some(lease) if lease.token == self.token => {
@@ -232,5 +266,57 @@ impl OwnCollectorLease {
             }
             _ => Ok(Change::Leave(())),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::{Root, StoreOptions};
+
+    fn store() -> Store {
+        Store::over_objects(Arc::new(InMemory::new()), &StoreOptions::default())
+    }
+
+    #[test]
+    fn a_run_that_fails_leaves_the_lease_to_the_next() {
+        let store = store();
+        let orphan = Root { state: RootState::Retired, since: 1, successor: None, alarms: Vec::new(), alarm_count: 0 };
+        let orphaned = |state: &mut crate::State| {
+            state.roots.insert("orphan".into(), orphan.clone());
+            Ok(Change::Put(()))
+        };
+        store.change_state(orphaned).unwrap();
+        for _ in 0..2 {
+            let error = run(&store, &Policy::default(), &|_| {}).unwrap_err().to_string();
+            assert!(error.contains("no active root follows root orphan"), "{error}");
+        }
+        assert!(store.read_state().unwrap().lease.is_none());
+    }
+
+    #[test]
+    fn one_runs_and_others_are_told_who() {
+        let store = store();
+        let lease = OwnCollectorLease::acquire(&store).unwrap().unwrap();
+        let busy = run(&store, &Policy::default(), &|_| panic!("nothing is done")).unwrap().busy;
+        assert_eq!(busy.unwrap().token, lease.token);
+        lease.release(&store).unwrap();
+        assert!(run(&store, &Policy::default(), &|_| {}).unwrap().busy.is_none());
+    }
+
+    #[test]
+    fn a_root_that_stays_active_goes_on_to_be_published_to() {
+        let store = store();
+        let second = rotate(&store, None, Retire::None).unwrap();
+        let third = rotate(&store, None, Retire::Named(&[second])).unwrap();
+        let state = store.read_state().unwrap();
+        assert_eq!((state.active.as_str(), state.state_of(&third)), ("main", Some(RootState::Active)));
+        let fourth = rotate(&store, None, Retire::All).unwrap();
+        assert_eq!(store.read_state().unwrap().active, fourth);
     }
 }

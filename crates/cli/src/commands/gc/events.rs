@@ -38,7 +38,7 @@ pub(super) fn run(app: &App, store: &Store, args: &GcRunArgs) -> Result<ExitCode
         } else {
             format!(
                 "Nothing was done: another collector is at it ({}, at most until {} UTC).",
-                other.holder,
+                output::without_controls(&other.holder),
                 show_time(other.until)
             )
         };
@@ -54,7 +54,7 @@ pub(super) fn run(app: &App, store: &Store, args: &GcRunArgs) -> Result<ExitCode
 fn describe(event: &Event) -> Option<String> {
     Some(match event {
         Event::SaltRotated { epoch } => format!("Salts are of epoch {epoch} now."),
-        Event::Rotated { to } => format!("Root {to} is active now; those before it are retired."),
+        Event::Rotated { to, retired } => format!("Root {to} is active now. Retired: {}.", retired.join(", ")),
         Event::Migrating(_) => return None,
         Event::Migrated { root, done } => {
             let nothing = done.names + done.manifests + done.fenced == 0 && done.failed.is_empty();
@@ -72,7 +72,7 @@ fn describe(event: &Event) -> Option<String> {
 fn json_of(event: &Event) -> Option<Value> {
     Some(match event {
         Event::SaltRotated { epoch } => json!({ "event": "salt_rotated", "epoch": epoch }),
-        Event::Rotated { to } => json!({ "event": "rotated", "root": to }),
+        Event::Rotated { to, retired } => json!({ "event": "rotated", "root": to, "retired": retired }),
         Event::Migrating(_) => return None,
         Event::Migrated { root, done } => {
             let mut value = migrated_json(root, done);

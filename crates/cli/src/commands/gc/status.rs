@@ -100,9 +100,9 @@ fn text(status: &Status, counted: bool) -> String {
                 "ALARM: expired root {} was read at {} UTC by {}: manifest {} of tenant {}",
                 root.name,
                 show_time(alarm.at),
-                alarm.by,
-                alarm.manifest,
-                alarm.tenant
+                output::without_controls(&alarm.by),
+                output::without_controls(&alarm.manifest),
+                output::without_controls(&alarm.tenant)
             );
         }
         let more = root.root.alarm_count.saturating_sub(alarms.len() as u64);
@@ -114,6 +114,7 @@ fn text(status: &Status, counted: bool) -> String {
         text += "These roots stay until an operator has found out why, and says so with `snowmelt gc clear ROOT`.\n";
     }
     for name in &status.damaged {
+        let name = output::without_controls(name);
         let _ = writeln!(text, "DAMAGED: {name}: publish it again, or remove it; nothing expires before that");
     }
     text
