@@ -406,13 +406,13 @@ pub(crate) struct RmArgs {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Sizes are of chunks: SHARED are those that another image has too, UNIQUE those that
-none has. With images: how much removing them all together would free, once their
-root is collected.
+none has, among the images that are counted. With images: how much removing them all
+together would free, once their root is collected.
 
 Examples:
   snowmelt du
   snowmelt du --all-tenants
-  snowmelt du python:3.11 python:3.10
+  snowmelt du python:3.11 python:3.10 --all-tenants
   snowmelt du --json | jq .cache")]
 pub(crate) struct DuArgs {
     /// Images that one thinks of removing.

@@ -93,21 +93,22 @@ fn cost(chunks: u64, bytes: u64) -> String {
 
 fn rotate(app: &App, store: &Store) -> Result<ExitCode> {
     store.check_writable()?;
-    let usage = usage_of_all(store)?;
-    let (chunks, bytes) = (usage.chunks, usage.stored_bytes);
+    // First: where a secret has leaked, it must not wait for what cannot be counted.
     let salt = store.rotate_salt()?;
+    let usage = usage_of_all(store);
+    let usage = usage.inspect_err(|error| tracing::warn!("what it costs cannot be counted: {error}")).ok();
     if app.json {
         output::print_json(&json!({
             "epoch": salt.epoch,
             "since": salt.since,
-            "rotation": { "chunks": chunks, "bytes": bytes },
+            "rotation": usage.map(|usage| json!({ "chunks": usage.chunks, "bytes": usage.stored_bytes })),
         }))?;
     } else {
         output::print(&format!(
-            "Salts are of epoch {} now. All images stay readable. It costs {}.\n\
+            "Salts are of epoch {} now. All images stay readable.{}\n\
              Publish images again as it suits you; what no image needs then goes when its root is collected.\n",
             salt.epoch,
-            cost(chunks, bytes)
+            usage.map_or_else(String::new, |usage| format!(" It costs {}.", cost(usage.chunks, usage.stored_bytes)))
         ))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -67,8 +67,9 @@ pub(crate) fn scrub(app: &App, args: &ScrubArgs) -> Result<ExitCode> {
         } else {
             let images: Vec<_> = found.damage.keys().map(String::as_str).collect();
             output::print(&format!(
-                "Damaged: {} ({read}).\nTo restore what they share too: snowmelt publish --repair SOURCE NAME, with the source that \
-                 `snowmelt images` shows.\n",
+                "Damaged: {} ({read}).\nTo restore: snowmelt publish --repair SOURCE NAME, with the source that `snowmelt images` \
+                 shows. Chunks that it shares are whole again for all that were published under the same salt; publish the \
+                 others again too.\n",
                 images.join(", ")
             ))?;
         }

@@ -135,9 +135,11 @@ fn totals(usage: &Usage, args: &DuArgs) -> String {
         let images: Vec<_> = args.images.iter().map(ToString::to_string).collect();
         let _ = writeln!(
             text,
-            "\nRemoving {} would free {}, once their root is collected.",
+            "\nRemoving {} would free {}{}, once their root is collected{}.",
             images.join(", "),
-            Size(usage.freed_bytes)
+            if args.all_tenants { "" } else { "at most " },
+            Size(usage.freed_bytes),
+            if args.all_tenants { "" } else { "; what other tenants share with them is counted with --all-tenants" },
         );
     }
     text
