@@ -124,13 +124,35 @@ impl Pace {
     }
 
     fn wait(&self, bytes: u64) {
-        let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return };
-        let mine = {
-            let mut next = lock(&self.next);
-            let mine = (*next).max(Instant::now());
-            *next = mine + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            mine
-        };
-        std::thread::sleep(mine.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        std::thread::sleep(self.reserve(bytes, now).saturating_duration_since(now));
+    }
+
+    /// When so many bytes may be read by who asks now.
+    fn reserve(&self, bytes: u64, now: Instant) -> Instant {
+        let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return now };
+        let mut next = lock(&self.next);
+        let mine = (*next).max(now);
+        *next = mine + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        mine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_keep_to_the_limit_and_save_nothing_up() {
+        let pace = Pace::new(Some(1000));
+        let start = Instant::now() + Duration::from_secs(1);
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!(pace.reserve(2000, start), start);
+        assert_eq!(pace.reserve(1000, start), after(2));
+        assert_eq!(pace.reserve(1000, after(1)), after(3));
+        // What was not used before is not made up for.
+        assert_eq!(pace.reserve(5000, after(60)), after(60));
+        assert_eq!(pace.reserve(1, after(60)), after(65));
+        assert_eq!(Pace::new(None).reserve(u64::MAX, start), start);
     }
 }

@@ -54,7 +54,12 @@ fn what_is_shared_by_a_tenant_is_shared_by_nobody_else() {
         let mut arguments = vec!["publish", &source, "other"];
         arguments.extend(options);
         assert_eq!(world.json(&arguments)["present_chunks"], 0, "{options:?}");
+        // With themselves they do.
+        assert_eq!(world.json(&arguments)["new_chunks"], 0, "{options:?}");
     }
+    let of_other = ["publish", &source, "other", "--share", "tenant", "--tenant", "other"];
+    assert_eq!(world.json(&of_other)["present_chunks"], 0);
+    assert_eq!(world.json(&["publish", &source, "other", "--tenant", "other"])["new_chunks"], 0);
     let hidden = world.json(&["publish", &source, "hidden", "--hide-existing"]);
     assert!(hidden.get("new_chunks").is_none() && hidden.get("present_chunks").is_none(), "{hidden}");
 }
