@@ -2,9 +2,11 @@
 //! The SDK's own chain finds it, so that credentials work here as in every other AWS tool.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
+use tokio::sync::Mutex;
 
 use crate::location::S3Options;
 
@@ -22,7 +24,12 @@ pub(crate) fn settings(options: &S3Options) -> Settings {
     let endpoint = options.endpoint.clone().or_else(|| variable(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
     let region = options.region.clone().or_else(|| variable(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
     // The metadata of an instance is asked for a region only where AWS is what is wanted: elsewhere that waits for nobody.
-    let chain = Arc::new(Chain { region: region.clone(), asks_instance: endpoint.is_none(), config: OnceLock::new() });
+    let chain = Arc::new(Chain {
+        region: region.clone(),
+        asks_instance: endpoint.is_none(),
+        config: OnceLock::new(),
+        found: Mutex::default(),
+    });
     Settings {
         // The files are only read where nothing else says it: most starts need not wait for them.
         region: region.or_else(|| chain.config_blocking().region().map(ToString::to_string)),
@@ -37,6 +44,24 @@ struct Chain {
     region: Option<String>,
     asks_instance: bool,
     config: OnceLock<aws_config::SdkConfig>,
+    /// What was found last. Held while it is looked for, so that of many requests one does so.
+    found: Mutex<Option<Found>>,
+}
+
+/// Credentials, and when they end, if they do.
+#[derive(Debug)]
+struct Found {
+    credential: Arc<AwsCredential>,
+    expiry: Option<SystemTime>,
+}
+
+/// So long before their end credentials are looked for again.
+const EARLY: Duration = Duration::from_mins(5);
+
+impl Found {
+    fn lasts(&self, longer_than: Duration) -> bool {
+        self.expiry.is_none_or(|expiry| SystemTime::now() + longer_than < expiry)
+    }
 }
 
 impl Chain {
@@ -68,20 +93,40 @@ impl CredentialProvider for Chain {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         use aws_credential_types::provider::ProvideCredentials as _;
+        use aws_credential_types::provider::error::CredentialsError;
         let unauthenticated = |source: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Unauthenticated {
             path: "the AWS configuration".into(),
             source,
         };
+        // The chain itself keeps nothing: each time it would ask a token service or the instance, or start a program.
+        let mut found = self.found.lock().await;
+        if let Some(found) = found.as_ref().filter(|found| found.lasts(EARLY)) {
+            return Ok(Arc::clone(&found.credential));
+        }
         let provider = self
             .config_blocking()
             .credentials_provider()
             .ok_or_else(|| unauthenticated("nothing there says how to find credentials".into()))?;
-        // The provider caches what it found until that expires.
-        let found = provider.provide_credentials().await.map_err(|error| unauthenticated(Box::new(error)))?;
-        Ok(Arc::new(AwsCredential {
-            key_id: found.access_key_id().to_owned(),
-            secret_key: found.secret_access_key().to_owned(),
-            token: found.session_token().map(str::to_owned),
-        }))
+        match provider.provide_credentials().await {
+            Ok(new) => {
+                let credential = Arc::new(AwsCredential {
+                    key_id: new.access_key_id().to_owned(),
+                    secret_key: new.secret_access_key().to_owned(),
+                    token: new.session_token().map(str::to_owned),
+                });
+                *found = Some(Found { credential: Arc::clone(&credential), expiry: new.expiry() });
+                Ok(credential)
+            }
+            Err(error) => match found.as_ref() {
+                // Whoever gives them has a bad moment: they are asked again for the next request.
+                Some(before) if before.lasts(Duration::ZERO) => Ok(Arc::clone(&before.credential)),
+                Some(_) => Err(object_store::Error::Generic { store: "S3", source: Box::new(error) }),
+                // It never worked, so something is not set up.
+                None if matches!(error, CredentialsError::ProviderTimedOut(_)) => {
+                    Err(object_store::Error::Generic { store: "S3", source: Box::new(error) })
+                }
+                None => Err(unauthenticated(Box::new(error))),
+            },
+        }
     }
 }

@@ -77,7 +77,11 @@ fn credentials_from_files_and_from_programs() {
         .unwrap();
     let answer = format!(r#"{{"Version": 1, "AccessKeyId": "{id}", "SecretAccessKey": "{secret}"}}"#);
     std::fs::write(world.path("answer"), answer).unwrap();
-    let process = format!("[profile process]\ncredential_process = cat {}\n", world.text("answer"));
+    let (program, asked) = (world.path("program"), world.path("asked"));
+    let script = format!("#!/bin/sh\necho once >> {}\ncat {}\n", asked.display(), world.text("answer"));
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let process = format!("[profile process]\ncredential_process = {}\n", program.display());
     std::fs::write(&config, process).unwrap();
     for profile in ["team", "process"] {
         let changes = [
@@ -89,8 +93,12 @@ fn credentials_from_files_and_from_programs() {
         ];
         let run = with(&world, &changes, &["run", "small", "--", "cat", "/etc/greeting"]).success();
         assert_eq!(run.stdout(), "hello from snowmelt\n", "{profile}");
+        let _ = std::fs::remove_file(&asked);
         with(&world, &changes, &["publish", &test_image("small"), profile]).success();
     }
+    // However many requests there are: once each for the store, the tenant's key and the salt secret's.
+    let asked = std::fs::read_to_string(asked).unwrap();
+    assert!((1..=3).contains(&asked.lines().count()), "{asked}");
     let missing = [("AWS_ACCESS_KEY_ID", None), ("AWS_SECRET_ACCESS_KEY", None), ("AWS_PROFILE", Some("nowhere"))];
     all_refuse(&world, &missing, &["there are no credentials"]);
 }
