@@ -41,7 +41,7 @@ pub(crate) fn of(error: &object_store::Error) -> Option<(&'static str, &'static 
                 "InsufficientStorage",
                 "XMinioStorageFull",
                 "QuotaExceeded",
-                "507 ",
+                "507 Insufficient Storage",
                 "No space left on device",
                 "EntityTooLarge",
             ],
@@ -106,14 +106,45 @@ pub(crate) fn refused_method(error: &object_store::Error) -> bool {
     ["405 Method Not Allowed", "501 Not Implemented", "501 Unsupported method"].iter().any(|it| text.contains(it))
 }
 
-/// An error with its causes: the library keeps status and body of an answer in texts only.
+/// The causes of an error: the library keeps status and body of an answer in texts only. Without the path and URL that were asked
+/// for, which may have any words in them.
 fn whole_text(error: &object_store::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+    let mut text = String::new();
+    // What has no cause says nothing of a path either.
+    let mut next = Some(error.source().unwrap_or(error));
     while let Some(error) = next {
         text.push(' ');
-        text.push_str(&error.to_string());
+        text.push_str(without_request(&error.to_string()));
         next = error.source();
     }
     text
+}
+
+/// What follows `Error performing GET https://… in 2.1ms, after 3 retries - `.
+fn without_request(text: &str) -> &str {
+    let begins = text.find("Error performing ");
+    begins.and_then(|at| text[at..].split_once(" - ")).map_or(text, |(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: &str) -> object_store::Error {
+        let path = "https://host/bucket/names/t/app/1507 in 2ms AccessDenied";
+        let source = format!("Error performing GET {path} in 2ms - Server returned non-2xx status code: {status}: ");
+        object_store::Error::Generic { store: "S3", source: source.into() }
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_the_answer_and_not_by_what_was_asked_for() {
+        assert!(of(&answered("503 Service Unavailable")).is_none());
+        assert_eq!(
+            of(&answered("507 Insufficient Storage")).map(|(what, _)| what),
+            Some("the server has no room for it")
+        );
+        let source = "no such object".into();
+        let path = "names/t/app/1507 not found: AccessDenied".into();
+        assert!(of(&object_store::Error::NotFound { path, source }).is_none());
+    }
 }
