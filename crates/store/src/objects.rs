@@ -3,6 +3,7 @@
 //! Objects are put (whole, absent or compared), read, listed, copied and deleted. A folder of this machine takes part through
 //! `object_store` but for what that cannot do there: files are linked rather than copied, and compare-and-swap holds a lock.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -15,7 +16,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOpt
 use tokio::runtime::Runtime;
 
 use crate::location::Location;
-use crate::retry::retrying;
+use crate::retry::{retrying, retrying_the_rest};
 use crate::{Error, local, refusal};
 
 /// Objects longer than this are put in parts.
@@ -115,7 +116,8 @@ impl Objects {
     fn path(&self, relative: &str) -> Path {
         match &self.folder {
             Some(folder) => Path::from_absolute_path(folder.join(relative)).expect("the folder is absolute"),
-            None => Path::from(relative),
+            // As it is: what was listed must be found again under its own key, whatever characters that has.
+            None => Path::parse(relative).unwrap_or_else(|_| Path::from(relative)),
         }
     }
 
@@ -341,19 +343,22 @@ impl Objects {
             let found = self.backend.get(&self.path(&path)).await?;
             if found.meta.size > most { Ok(Err(too_long(subject, most))) } else { found.bytes().await.map(Ok) }
         };
-        let mut results: Vec<_> = self
-            .wait(futures::stream::iter(paths.iter().cloned().map(read)).buffered(MOST_AT_ONCE).collect::<Vec<_>>());
         let mut all = Vec::with_capacity(paths.len());
-        for (path, result) in paths.iter().zip(results.drain(..)) {
-            all.push(match result {
-                Ok(result) => Some(result),
-                Err(error) => match self.error("read", subject, error) {
-                    // Alone and tried again: most were read.
-                    Error::Unavailable { .. } => keep(retrying(self.patience, || self.get(path, subject, most)))?,
-                    error => keep(Err(error))?,
-                },
-            });
-        }
+        retrying_the_rest(self.patience, |progress| {
+            let rest: Vec<String> = paths[all.len()..].to_vec();
+            self.wait(async {
+                let mut results = futures::stream::iter(rest.into_iter().map(read)).buffered(MOST_AT_ONCE);
+                // Ends with the first that is not answered, so that nobody waits for all others of a server that is gone.
+                while let Some(result) = results.next().await {
+                    all.push(match result {
+                        Ok(result) => Some(result),
+                        Err(error) => keep(Err(self.error("read", subject, error)))?,
+                    });
+                    *progress = true;
+                }
+                Ok(())
+            })
+        })?;
         Ok(all)
     }
 
@@ -399,16 +404,29 @@ impl Objects {
     /// Calls `each` for everything below a folder, in pages, until it says false.
     ///
     /// # Errors
-    /// As [`Objects::list`]. What a page had before a failed one was told is told again after another try.
+    /// As [`Objects::list`].
     pub(crate) fn list_each(&self, folder: &str, each: &mut dyn FnMut(Listed) -> bool) -> Result<(), Error> {
         let at = self.path(folder);
-        retrying(self.patience, || {
+        // After a page that failed it goes on behind what was told, since object storage sorts. Web servers need not, and folders are
+        // not tried again.
+        let (mut last, mut told) = (None, HashSet::new());
+        retrying_the_rest(self.patience, |progress| {
             let listing = async {
-                let mut found = self.backend.list(Some(&at));
+                let mut found = match &last {
+                    Some(last) => self.backend.list_with_offset(Some(&at), last),
+                    None => self.backend.list(Some(&at)),
+                };
                 loop {
                     match found.try_next().await {
                         Ok(None) => return Ok(()),
                         Ok(Some(meta)) => {
+                            match (&self.folder, self.is_object_storage) {
+                                (Some(_), _) => {}
+                                (None, true) => last = Some(meta.location.clone()),
+                                (None, false) if told.insert(meta.location.clone()) => {}
+                                (None, false) => continue,
+                            }
+                            *progress = true;
                             let Some(path) = self.relative(&meta.location) else { continue };
                             let listed = Listed { path, bytes: meta.size, modified: meta.last_modified.into() };
                             if !each(listed) {
@@ -467,7 +485,7 @@ impl Objects {
             return Ok(());
         }
         let mut rest: Vec<usize> = (0..pairs.len()).collect();
-        retrying(self.patience, || {
+        retrying_the_rest(self.patience, |progress| {
             let copied = self.wait(async {
                 let mut copies = futures::stream::iter(rest.clone())
                     .map(|index| async move {
@@ -475,7 +493,7 @@ impl Objects {
                         (index, self.backend.copy(&from, &to).await)
                     })
                     .buffer_unordered(MOST_AT_ONCE);
-                let (mut copied, mut failed) = (std::collections::HashSet::new(), None);
+                let (mut copied, mut failed) = (HashSet::new(), None);
                 while let Some((index, result)) = copies.next().await {
                     match result {
                         Ok(()) => {
@@ -491,6 +509,7 @@ impl Objects {
                 (copied, failed)
             });
             rest.retain(|index| !copied.0.contains(index));
+            *progress = !copied.0.is_empty();
             match copied.1 {
                 None => Ok(()),
                 Some((index, error)) => Err(self.error("copy", &pairs[index].0, error)),

@@ -12,19 +12,31 @@ const WAITS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(
 /// Tries `operation` until it gives anything but [`Error::Unavailable`], four times at most, and not again once `patience` has
 /// passed.
 pub(crate) fn retrying<T>(patience: Duration, mut operation: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    let begun = Instant::now();
-    for wait in WAITS {
-        match operation() {
-            Err(error) if error.is_unavailable() && begun.elapsed() + wait < patience => {
-                if begun.elapsed() >= WORTH_SAYING {
-                    tracing::warn!(%error, "trying again");
-                }
-                thread::sleep(wait + jitter(wait));
-            }
+    retrying_the_rest(patience, |_| operation())
+}
+
+/// The same for an operation that is many requests and goes on where it was: it says whether any of them was answered in a try, and
+/// tries and patience are counted from then on. Otherwise a long one would end at its first bad moment.
+pub(crate) fn retrying_the_rest<T>(
+    patience: Duration,
+    mut operation: impl FnMut(&mut bool) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let (mut begun, mut waits) = (Instant::now(), WAITS.iter());
+    loop {
+        let mut progress = false;
+        let error = match operation(&mut progress) {
+            Err(error) if error.is_unavailable() => error,
             result => return result,
+        };
+        if progress {
+            (begun, waits) = (Instant::now(), WAITS.iter());
         }
+        let Some(wait) = waits.next().filter(|wait| begun.elapsed() + **wait < patience) else { return Err(error) };
+        if begun.elapsed() >= WORTH_SAYING {
+            tracing::warn!(%error, "trying again");
+        }
+        thread::sleep(*wait + jitter(*wait));
     }
-    operation()
 }
 
 /// Whoever waits for longer is told why.
@@ -36,4 +48,41 @@ fn jitter(wait: Duration) -> Duration {
     // Without random bytes there is no jitter, and nothing is lost.
     let _ = getrandom::fill(&mut byte);
     wait / 4 * u32::from(byte[0]) / 255
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable() -> Error {
+        Error::Unavailable { operation: "ask", subject: "x".into(), store: "s".into(), source: "busy".into() }
+    }
+
+    #[test]
+    fn what_is_not_answered_is_tried_four_times() {
+        let mut tries = 0;
+        let result: Result<(), _> = retrying(Duration::from_mins(1), || {
+            tries += 1;
+            Err(unavailable())
+        });
+        assert!(result.is_err());
+        assert_eq!(tries, 4);
+        let result: Result<(), _> = retrying(Duration::ZERO, || {
+            tries += 1;
+            Err(unavailable())
+        });
+        assert!(result.is_err());
+        assert_eq!(tries, 5);
+    }
+
+    #[test]
+    fn what_goes_on_is_tried_as_long_as_it_does() {
+        let mut left = 10;
+        let result = retrying_the_rest(Duration::from_mins(1), |progress| {
+            left -= 1;
+            *progress = true;
+            if left == 0 { Ok(()) } else { Err(unavailable()) }
+        });
+        assert!(result.is_ok());
+    }
 }
