@@ -210,7 +210,7 @@ pub fn sweep(store: &Store, root: &str, progress: &dyn Fn(u64)) -> Result<u64, E
         progress(removed);
         return Ok(removed);
     }
-    let mut removed = 0;
+    let (mut removed, mut first) = (0, None);
     loop {
         let mut paths = Vec::new();
         store.objects().list_each(&folder, &mut |listed| {
@@ -218,6 +218,13 @@ pub fn sweep(store: &Store, root: &str, progress: &dyn Fn(u64)) -> Result<u64, E
             paths.len() < AT_ONCE
         })?;
         let is_last = paths.len() < AT_ONCE;
+        if !paths.is_empty() && paths.first() == first.as_ref() {
+            let path = first.unwrap_or_default();
+            return Err(Error::Invalid(format!(
+                "{path} of the deleted root {root} stays after it was removed: remove it by hand"
+            )));
+        }
+        first = paths.first().cloned();
         removed += store.objects().delete_all(paths)?;
         progress(removed);
         if is_last {

@@ -36,7 +36,7 @@ pub struct Copied {
     pub new_chunks: u64,
     /// Bytes of those chunks.
     pub new_bytes: u64,
-    /// Different chunks of the image, and their bytes.
+    /// Different chunks of the image.
     pub distinct_chunks: u64,
     /// Bytes of those chunks.
     pub distinct_bytes: u64,

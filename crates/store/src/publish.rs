@@ -13,6 +13,7 @@ use snowmelt_chunk::{
 
 use crate::buffers::AlignedBuffer;
 use crate::intents::OwnIntent;
+use crate::readback::read_ciphertext;
 use crate::records::{ImageMetadata, NameBinding, NameRecord, SaltLabel};
 use crate::salts::Sharing;
 use crate::store::{PutOutcome, Store};
@@ -97,7 +98,7 @@ pub struct Published {
     pub new_chunks: u64,
     /// Bytes of those chunks.
     pub new_bytes: u64,
-    /// Different chunks of the image, and their bytes.
+    /// Different chunks of the image.
     pub distinct_chunks: u64,
     /// Bytes of those chunks.
     pub distinct_bytes: u64,
@@ -363,9 +364,10 @@ impl Job<'_> {
             None => self.store.put_chunk(&sealed.id, bytes)?,
         };
         if self.options.repair && put == PutOutcome::AlreadyThere {
-            match self.store.read_chunk(&sealed.id, stored_length as u32) {
-                Ok(bytes) if bytes == ciphertext.as_ref()[..stored_length] => {}
-                Ok(_) | Err(Error::Corrupt { .. } | Error::Io { .. }) => {
+            let record = ChunkRecord { slot, stored_length: stored_length as u32, id: sealed.id };
+            match read_ciphertext(self.store, self.options.suite, &record) {
+                Ok(_) => {}
+                Err(Error::NotFound { .. } | Error::Corrupt { .. } | Error::Io { .. }) => {
                     self.store.replace_chunk(&sealed.id, &ciphertext.as_ref()[..stored_length])?;
                     put = PutOutcome::Repaired;
                 }

@@ -103,6 +103,17 @@ pub fn open_record(
     opening: &Opening<'_>,
 ) -> Result<OpenedImage, Error> {
     let manifest = store.read_manifest(&record.root, opening.tenant, &record.manifest_id()?)?;
+    open_manifest(store, name, record, &manifest, opening)
+}
+
+/// Opens the manifest that a record names, and checks that the two agree.
+pub(crate) fn open_manifest(
+    store: &Store,
+    name: &ImageName,
+    record: NameRecord,
+    manifest: &Manifest,
+    opening: &Opening<'_>,
+) -> Result<OpenedImage, Error> {
     let does_not_agree =
         |what: &str| Error::corrupt(format!("the record of {name}"), format!("{what}: publish it again"));
     if record.image_size != manifest.geometry().image_size || record.chunk_count != manifest.chunk_count() as u64 {

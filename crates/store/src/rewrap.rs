@@ -4,7 +4,7 @@ use snowmelt_chunk::KeyService;
 
 use crate::intents::OwnIntent;
 use crate::publish::commit;
-use crate::readback::{Opening, open_record};
+use crate::readback::{Opening, open_manifest};
 use crate::{Error, ImageName, RootState, Store};
 
 /// What became of one image.
@@ -30,7 +30,8 @@ pub fn rewrap(
 ) -> Result<Rewrapped, Error> {
     let record = store.read_name(tenant, name)?;
     let id = record.manifest_id()?;
-    if is_current(store.read_manifest(&record.root, tenant, &id)?.key_id()) {
+    let manifest = store.read_manifest(&record.root, tenant, &id)?;
+    if is_current(manifest.key_id()) {
         return Ok(Rewrapped::AlreadyCurrent);
     }
     if store.read_state()?.state_of(&record.root).is_some_and(|state| state != RootState::Active) {
@@ -39,7 +40,7 @@ pub fn rewrap(
     }
     let at_root = store.at_root(&record.root)?;
     let mut intent = OwnIntent::put(&at_root, &record.root, tenant, name)?;
-    let image = open_record(store, name, record, &Opening { tenant, keys, seen: None })?;
+    let image = open_manifest(store, name, record, &manifest, &Opening { tenant, keys, seen: None })?;
     let committed = commit(&at_root, &mut intent, tenant, name, &mut |binding| {
         if binding.generation != image.record.generation + 1 {
             // Published meanwhile, under whatever key its publisher has.

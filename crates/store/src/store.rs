@@ -146,7 +146,7 @@ impl Store {
         self.objects.is_object_storage()
     }
 
-    /// The store's clock, in seconds since 1970.
+    /// What time it is by the store's clock, as precise as its server says (S3: seconds). Two requests.
     ///
     /// # Errors
     /// Those of putting an object.

@@ -254,7 +254,9 @@ impl OwnCollectorLease {
                 lease.until = until;
                 Ok(Change::Put(()))
             }
-            _ => Err(Error::Invalid("another collector has taken over: this one was asleep for too long".into())),
+            _ => Err(Error::Invalid(
+                "another collector has taken over: this one has not renewed its lease in time".into(),
+            )),
         })
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
 use proptest::prelude::*;
 use snowmelt_chunk::ManifestId;
 use snowmelt_store::collect::{self, Policy, Retire};
@@ -147,6 +149,20 @@ fn sweeping_a_folder_follows_no_link_out_of_it() {
     assert!(collect::sweep(&world.store, "main", &|_| {}).unwrap() > 0);
     assert!(!root.exists());
     assert_eq!(std::fs::read(outside.join("documents/thesis")).unwrap(), b"years of work");
+}
+
+#[test]
+fn sweeping_removes_what_has_odd_characters_in_its_key() {
+    let world = World::in_memory();
+    world.publish(0, "app", &[CONTENT]);
+    for name in ["x#1", "x%231", "a b", "~[*]?{|}", "x%", "\u{e9}"] {
+        let key = Path::parse(format!("roots/main/leases/mallory/{name}")).unwrap();
+        wait(world.bucket.put(&key, b"".to_vec().into())).unwrap();
+    }
+    delete_root(&world);
+    assert!(collect::sweep(&world.store, "main", &|_| {}).unwrap() >= 6);
+    let left: Vec<_> = world.objects_below("roots/main");
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Takes root `main` to its end as a collector does, with what is live in it.

@@ -161,6 +161,10 @@ impl World {
     }
 
     /// Everything in the bucket.
+    pub(crate) fn objects_below(&self, folder: &str) -> Vec<Path> {
+        wait(self.bucket.list(Some(&Path::from(folder))).map_ok(|meta| meta.location).try_collect()).unwrap()
+    }
+
     pub(crate) fn objects(&self) -> BTreeMap<String, Vec<u8>> {
         let listed: Vec<_> = wait(self.bucket.list(None).try_collect()).unwrap();
         listed.iter().map(|meta| (meta.location.to_string(), self.get(meta.location.as_ref()))).collect()
