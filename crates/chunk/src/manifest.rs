@@ -10,6 +10,8 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 pub use opened::OpenedManifest;
 pub use seal::ManifestBuilder;
 
+use zeroize::Zeroizing;
+
 use crate::keys::{DataKey, KeyService, KeyUse, WrappedKey};
 use crate::secret_bytes::SecretBytes;
 use crate::{ChunkId, Error, ManifestId, Suite};
@@ -291,9 +293,15 @@ impl Manifest {
                 &mut opened,
             )
             .map_err(|_| Error::Unauthentic { tenant: self.tenant.clone() })?;
-        Ok(OpenedManifest::new(self, opened))
+        let handover_key = blake3::derive_key(HANDOVER_CONTEXT, data_key.expose());
+        let handover_key = SecretBytes::copy_of(&Zeroizing::new(handover_key)[..]);
+        Ok(OpenedManifest::new(self, opened, handover_key))
     }
 }
+
+/// Says what the key of [`OpenedManifest::handover_key`] is for. The data key, and not the key table: images that share chunks share
+/// their keys.
+const HANDOVER_CONTEXT: &str = "snowmelt 2026-11-26 what one agent leaves to the next";
 
 fn sealing_key(data_key: &DataKey) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key.expose()).expect("an AES-256 key has 32 bytes"))

@@ -54,7 +54,7 @@ const CHUNK_KEY_INFO: &[u8] = b"snowmelt chunk key v1";
 
 impl Suite {
     /// The suite's number in a manifest.
-    pub(crate) fn code(self) -> u8 {
+    pub fn code(self) -> u8 {
         match self {
             Self::Sha256Ctr => 1,
             Self::Blake3Gcm => 2,
@@ -62,7 +62,7 @@ impl Suite {
     }
 
     /// The suite with this number in a manifest.
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
+    pub fn from_code(code: u8) -> Option<Self> {
         [Self::Sha256Ctr, Self::Blake3Gcm].into_iter().find(|suite| suite.code() == code)
     }
 

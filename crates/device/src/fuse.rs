@@ -3,44 +3,65 @@
 //! The mount's root is that file itself, so the mount point is an empty file; where a kernel refuses that, the mount point is
 //! made a directory with one file, `device`. Reads that find their chunk in memory are answered by the thread that took them;
 //! others are answered by the loader when the chunk has come, so no FUSE thread waits for a tier.
+//!
+//! The protocol is spoken here and not by a library, because a session outlives its process: whoever holds a duplicate of the
+//! connection's descriptor keeps the mount alive, requests wait, and [`resume`] goes on with them in another process
+//! ([`Handover`]). `protocol` has the kernel's structures, `init` how a session begins, `session` the threads, `file` what is
+//! answered, `reply` how.
 
-use std::ffi::OsStr;
-use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+mod file;
+mod handover;
+mod init;
+mod interrupt;
+mod protocol;
+mod reply;
+mod session;
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request,
-    Session, SessionACL, WriteFlags,
-};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Device, Error};
+pub use handover::{Handover, SessionState, resume};
+pub use protocol::parses;
 
-/// The file's name where the mount's root has to be a directory.
-const FILE_NAME: &str = "device";
-/// Attributes never change.
-const TTL: Duration = Duration::from_hours(24);
-/// The largest request: that of the kernel's default limit of 256 pages.
-const MOST_REQUEST_BYTES: u32 = 1 << 20;
-/// Requests that the kernel lets lie open at once: as many as the loop device has.
-const MOST_REQUESTS: u16 = 128;
+use crate::{Device, Error};
+use file::{DeviceFile, FILE_NAME};
+use session::{Session, Threads};
 
 /// A device that is shown as a file. The file is there until [`FuseExport::unmount`]; when this is dropped it goes as soon as
-/// nobody has it open any more.
-#[derive(Debug)]
+/// nobody has it open any more, unless it was handed over.
 pub struct FuseExport {
     mount_point: PathBuf,
     file: PathBuf,
-    session: Option<JoinHandle<io::Result<()>>>,
+    session: Arc<Session>,
+    /// `None` once it is not for this value any more to take the mount away.
+    threads: Option<Threads>,
+    handed_over: AtomicBool,
+}
+
+impl std::fmt::Debug for FuseExport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FuseExport").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 impl FuseExport {
+    fn new(mount_point: &Path, session: Arc<Session>, threads: Threads) -> Self {
+        let file = if session.file.is_directory { mount_point.join(FILE_NAME) } else { mount_point.into() };
+        Self {
+            mount_point: mount_point.into(),
+            file,
+            session,
+            threads: Some(threads),
+            handed_over: AtomicBool::new(false),
+        }
+    }
+
     /// The file that is the device.
     pub fn file(&self) -> &Path {
         &self.file
@@ -58,21 +79,70 @@ impl FuseExport {
     pub fn unmount(mut self) -> Result<(), Error> {
         umount2(&self.mount_point, MntFlags::UMOUNT_NOFOLLOW)
             .map_err(|error| Error::path("unmount", &self.mount_point, error))?;
-        let session = self.session.take().expect("it is there until this or drop");
-        let ended = session.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
-        match ended {
-            // How the kernel tells threads that still read requests that the mount is gone: which of the two depends on who
-            // reads at that moment. It was unmounted just now, so nobody has the file open and nothing is lost.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ECONNABORTED)) => Ok(()),
-            ended => ended.map_err(|error| Error::path("serve", &self.mount_point, error)),
+        let ended = self.threads.take().map_or(Ok(()), Threads::join);
+        ended.map_err(|error| Error::path("serve", &self.mount_point, error))
+    }
+
+    /// Whether another process can take the file over under whoever uses it ([`FuseExport::handover`]). False where the
+    /// kernel cannot send requests again: before Linux 6.9.
+    pub fn can_be_taken_over(&self) -> bool {
+        self.session.negotiated.can_resend()
+    }
+
+    /// What a successor needs to go on with this session: duplicates, to be held by a process that outlives this one. This
+    /// process serves on. From now on the mount stays when this is dropped, for the successor; [`FuseExport::unmount`] still
+    /// takes it away.
+    ///
+    /// Whoever holds a duplicate keeps the file's users waiting when this process ends. Without a successor all of them have
+    /// to be closed: then users get errors.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where [`FuseExport::can_be_taken_over`] is false, [`Error::Io`] without a free descriptor.
+    pub fn handover(&self) -> Result<Handover, Error> {
+        if !self.can_be_taken_over() {
+            return Err(Error::Invalid {
+                operation: "hand over",
+                subject: format!(
+                    "{} cannot be served by another process: this kernel does not send requests again, Linux 6.9 and later do",
+                    self.mount_point.display()
+                ),
+            });
         }
+        let connection = self.session.connection().try_clone();
+        let connection =
+            connection.map_err(|error| Error::path("duplicate the connection of", &self.mount_point, error))?;
+        self.handed_over.store(true, Ordering::Release);
+        Ok(Handover { descriptors: vec![connection.into()], state: self.session_state() })
+    }
+
+    /// Ends serving for a successor's sake: reads no more requests, waits at most `patience` for the answers to those that
+    /// were read, and has the device take no more writes, so that a late one cannot undo what the successor does. The mount
+    /// stays. Gives how many requests were not answered: the successor gets them sent again.
+    ///
+    /// The connection ends when its last duplicate is closed, so [`FuseExport::handover`] comes first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where nothing was handed over; the file is then served no more, and goes. [`Error::Io`] where
+    /// threads cannot be stopped, or had failed.
+    pub fn let_go(mut self, patience: Duration) -> Result<usize, Error> {
+        if !self.handed_over.load(Ordering::Acquire) {
+            return Err(Error::Invalid {
+                operation: "let go of",
+                subject: format!("{}: nobody holds it for a successor", self.mount_point.display()),
+            });
+        }
+        let Some(threads) = self.threads.take() else { return Ok(0) };
+        let left = self.session.stop(threads, patience);
+        self.session.file.device.stop_writes();
+        left.map_err(|error| Error::path("let go of", &self.mount_point, error))
     }
 }
 
 impl Drop for FuseExport {
     fn drop(&mut self) {
         // Not joined: a loop device may have the file open for longer, and the session then goes on for it.
-        if self.session.is_some()
+        if self.threads.is_some()
+            && !self.handed_over.load(Ordering::Acquire)
             && let Err(error) = umount2(&self.mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
         {
             tracing::warn!(path = %self.mount_point.display(), %error, "not unmounted");
@@ -126,25 +196,19 @@ fn serve_with(device: Arc<Device>, path: &Path, tries_file: bool) -> Result<Fuse
         }
         Err(error) => return Err(Error::path("mount at", path, error)),
     };
-    let mut export = FuseExport {
-        mount_point: path.into(),
-        file: if is_directory { path.join(FILE_NAME) } else { path.into() },
-        session: None,
-    };
-    match start(DeviceFile { device, is_directory }, connection.into()) {
-        Ok(session) => {
-            export.session = Some(session);
-            Ok(export)
-        }
-        Err(error) => {
-            let _ = unmount_stale(path);
-            Err(Error::path("serve", path, error))
-        }
-    }
+    let started = init::negotiate(&connection, device.is_writable()).and_then(|negotiated| {
+        let session = Session::new(connection, DeviceFile { device, is_directory }, negotiated);
+        let threads = session.start()?;
+        Ok(FuseExport::new(path, session, threads))
+    });
+    started.map_err(|error| {
+        let _ = unmount_stale(path);
+        Error::path("serve", path, error)
+    })
 }
 
 fn mount_connection(
-    connection: &std::fs::File,
+    connection: &File,
     path: &Path,
     device: &Device,
     is_directory: bool,
@@ -161,238 +225,6 @@ fn mount_connection(
         flags |= MsFlags::MS_RDONLY;
     }
     mount(Some("snowmelt"), path, Some("fuse.snowmelt"), flags, Some(options.as_str()))
-}
-
-fn start(file: DeviceFile, connection: OwnedFd) -> io::Result<JoinHandle<io::Result<()>>> {
-    let writable = file.device.is_writable();
-    let mut config = fuser::Config::default();
-    // Waiting is done elsewhere, so more threads than cores would only take turns.
-    config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4));
-    config.clone_fd = true;
-    keep_large_buffers_lazy();
-    let session = Session::from_fd(file, connection, SessionACL::All, config)?;
-    std::thread::Builder::new().name("fuse".into()).spawn(move || {
-        if writable {
-            avoid_writeback_deadlock();
-        }
-        session.run()
-    })
-}
-
-/// Every FUSE thread asks for a zeroed buffer of 16 MiB and uses the beginning of it. Mapped, its pages cost nothing until they
-/// are used; but once glibc has seen one such buffer freed it serves the next from the heap and fills it with zeros, which
-/// takes 3 ms and 16 MiB a thread. A threshold that is set stays as it is (mallopt(3), M_MMAP_THRESHOLD).
-#[allow(unsafe_code)]
-fn keep_large_buffers_lazy() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes numbers only, and glibc locks what it changes.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
-    }
-}
-
-/// Tells the kernel that this thread, and those that it spawns, serve a disk: memory that they ask for is not got by writing
-/// to that disk (prctl(2), PR_SET_IO_FLUSHER).
-#[allow(unsafe_code)]
-fn avoid_writeback_deadlock() {
-    /// linux/prctl.h
-    const PR_SET_IO_FLUSHER: libc::c_int = 57;
-    // SAFETY: this option of prctl takes numbers only.
-    let refused = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0;
-    if refused {
-        tracing::debug!(error = %io::Error::last_os_error(), "PR_SET_IO_FLUSHER was refused");
-    }
-}
-
-/// The file system: one file.
-struct DeviceFile {
-    device: Arc<Device>,
-    is_directory: bool,
-}
-
-impl DeviceFile {
-    /// The number of the file's inode.
-    fn file_inode(&self) -> INodeNo {
-        INodeNo(if self.is_directory { 2 } else { 1 })
-    }
-
-    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
-        let is_file = inode == self.file_inode();
-        if !is_file && inode != INodeNo::ROOT {
-            return None;
-        }
-        let size = if is_file { self.device.size_bytes() } else { 0 };
-        Some(FileAttr {
-            ino: inode,
-            size,
-            blocks: size / 512,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: if is_file { FileType::RegularFile } else { FileType::Directory },
-            perm: if !is_file {
-                0o500
-            } else if self.device.is_writable() {
-                0o600
-            } else {
-                0o400
-            },
-            nlink: 1,
-            uid: nix::unistd::getuid().as_raw(),
-            gid: nix::unistd::getgid().as_raw(),
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
-    }
-}
-
-fn errno(error: &Error) -> Errno {
-    Errno::from_i32(error.errno())
-}
-
-impl Filesystem for DeviceFile {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // With asynchronous direct I/O the loop device's requests are served side by side. What a kernel does not have, it
-        // does without.
-        for wanted in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_MAX_PAGES, InitFlags::FUSE_BIG_WRITES] {
-            let _ = config.add_capabilities(wanted);
-        }
-        let _ = config.set_max_write(MOST_REQUEST_BYTES);
-        let _ = config.set_max_readahead(MOST_REQUEST_BYTES);
-        let _ = config.set_max_background(MOST_REQUESTS);
-        let _ = config.set_congestion_threshold(MOST_REQUESTS);
-        Ok(())
-    }
-
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if self.is_directory
-            && parent == INodeNo::ROOT
-            && name == FILE_NAME
-            && let Some(attributes) = self.attributes(self.file_inode())
-        {
-            return reply.entry(&TTL, &attributes, Generation(0));
-        }
-        reply.error(Errno::ENOENT);
-    }
-
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attributes(inode) {
-            Some(attributes) => reply.attr(&TTL, &attributes),
-            None => reply.error(Errno::ENOENT),
-        }
-    }
-
-    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // The file system on top caches pages: caching them here as well would take the memory twice.
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
-    }
-
-    fn read(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        // A read past the end is short, as that of any file.
-        let left = self.device.size_bytes().saturating_sub(offset);
-        let length = u64::from(size).min(left) as usize;
-        self.device.read_with(offset.min(self.device.size_bytes()), length, move |result| match result {
-            Ok(bytes) => reply.data(bytes),
-            Err(error) => reply.error(errno(&error)),
-        });
-    }
-
-    fn write(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        bytes: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let answer = |result: Result<(), Error>, length: usize, reply: ReplyWrite| match result {
-            Ok(()) => reply.written(length as u32),
-            Err(error) => reply.error(errno(&error)),
-        };
-        if Device::writes_at_once(offset, bytes.len()) {
-            return answer(self.device.write_at(offset, bytes), bytes.len(), reply);
-        }
-        // Seldom: file systems write blocks. It may need a chunk, so it must not keep this thread.
-        let (device, bytes) = (Arc::clone(&self.device), bytes.to_vec());
-        let spawned = std::thread::Builder::new()
-            .name("fuse-write".into())
-            .spawn(move || answer(device.write_at(offset, &bytes), bytes.len(), reply));
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread to write with");
-        }
-    }
-
-    fn fallocate(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        // Holes and zeros only, and only whole pages, so that no chunk is needed.
-        let (zero, punch) = (libc::FALLOC_FL_ZERO_RANGE, libc::FALLOC_FL_PUNCH_HOLE);
-        if mode & !(libc::FALLOC_FL_KEEP_SIZE | zero | punch) != 0 || mode & (zero | punch) == 0 {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let start = offset.next_multiple_of(4096);
-        let end = offset.saturating_add(length).min(self.device.size_bytes()) / 4096 * 4096;
-        if mode & zero != 0 && (start, end) != (offset, offset.saturating_add(length)) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        match self.device.write_zeroes(start.min(end), end.saturating_sub(start)) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    // What the kernel asks once and, told that it is not there, never again: nothing has to be flushed.
-    fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fsync(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn readdir(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        let entries = [
-            (INodeNo::ROOT, FileType::Directory, "."),
-            (INodeNo::ROOT, FileType::Directory, ".."),
-            (self.file_inode(), FileType::RegularFile, FILE_NAME),
-        ];
-        for (next, (inode, kind, name)) in (1..).zip(entries).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            if reply.add(inode, next, kind, name) {
-                break;
-            }
-        }
-        reply.ok();
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 use super::seal::Parts;
 use super::{ChunkRecord, Geometry, Manifest, layout};
 use crate::keys::{KeyService, KeyUse};
@@ -16,6 +18,8 @@ pub struct OpenedManifest {
     records: Vec<ChunkRecord>,
     /// The sealed part as it was decrypted: the key table, the metadata, and what is left of the tag.
     opened: SecretBytes,
+    /// 32 bytes that are derived from the data key.
+    handover_key: SecretBytes,
 }
 
 impl fmt::Debug for OpenedManifest {
@@ -31,14 +35,22 @@ impl fmt::Debug for OpenedManifest {
 
 impl OpenedManifest {
     /// `opened` is the sealed part after its nonce, decrypted in place.
-    pub(super) fn new(manifest: &Manifest, opened: SecretBytes) -> Self {
+    pub(super) fn new(manifest: &Manifest, opened: SecretBytes, handover_key: SecretBytes) -> Self {
         Self {
             id: manifest.id(),
             suite: manifest.suite,
             geometry: manifest.geometry,
             records: manifest.records().collect(),
             opened,
+            handover_key,
         }
+    }
+
+    /// A key that whoever opens this manifest has and nobody else: for what a process leaves to the next that opens it.
+    pub fn handover_key(&self) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        key.copy_from_slice(&self.handover_key);
+        key
     }
 
     /// The manifest's id.
