@@ -121,6 +121,19 @@ fn random(path: &Path, span: u64, length: usize) -> Timing {
     Timing { wall: start.elapsed(), reads: READS, bytes: READS * length as u64 }
 }
 
+/// The same by as many readers at once as FUSE has threads at most.
+fn side_by_side(path: &Path, span: u64, length: usize) -> Timing {
+    const READERS: u64 = 4;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| random(path, span, length));
+        }
+    });
+    let reads = READERS * READS;
+    Timing { wall: start.elapsed(), reads, bytes: reads * length as u64 }
+}
+
 /// Reads 128 KiB at a time from beginning to end, directly or through the page cache with its read-ahead.
 fn sequential(path: &Path, flags: i32) -> Timing {
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
@@ -158,11 +171,13 @@ fn split(before: &Stats, after: &Stats, wall: Duration) -> Value {
 }
 
 fn measure(path: &Path, size: u64, device: Option<&Device>) -> Value {
-    let cases: [(&str, &dyn Fn() -> Timing); 5] = [
+    let cases: [(&str, &dyn Fn() -> Timing); 7] = [
         ("sequential_128k_direct", &|| sequential(path, libc::O_DIRECT)),
         ("sequential_128k_page_cache", &|| sequential(path, 0)),
         ("random_4k_resident_first", &|| random(path, 16 << 20, 4096)),
         ("random_4k_resident", &|| random(path, 16 << 20, 4096)),
+        ("random_4k_resident_side_by_side", &|| side_by_side(path, 16 << 20, 4096)),
+        ("random_128k_resident", &|| random(path, 16 << 20, 128 << 10)),
         ("random_4k_everywhere", &|| random(path, size, 4096)),
     ];
     let mut found = serde_json::Map::new();

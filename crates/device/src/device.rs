@@ -20,11 +20,11 @@ use crate::{Error, ImageChunks};
 
 /// A block device whose content is loaded when it is read. All methods may be called from many threads.
 pub struct Device {
-    loader: Loader,
-    overlay: Option<Overlay>,
+    pub(crate) loader: Loader,
+    pub(crate) overlay: Option<Overlay>,
     drops_writes: AtomicBool,
     size: u64,
-    chunk_size: u64,
+    pub(crate) chunk_size: u64,
 }
 
 impl std::fmt::Debug for Device {
@@ -93,18 +93,23 @@ impl Device {
     /// [`Error::Io`] when the overlay cannot be made.
     pub fn with_reader(reader: Arc<dyn ChunkReader>, options: DeviceOptions) -> Result<Self, Error> {
         let overlay = if options.writable {
-            Some(Overlay::new(reader.image(), &options.overlay_directory, options.overlay_bytes)?)
+            let (image, size_bytes) = (reader.image(), reader.geometry().image_size);
+            Some(Overlay::new(image, &options.overlay_directory, options.overlay_bytes, size_bytes)?)
         } else {
             None
         };
+        Ok(Self::with_overlay(reader, overlay, options))
+    }
+
+    pub(crate) fn with_overlay(reader: Arc<dyn ChunkReader>, overlay: Option<Overlay>, options: DeviceOptions) -> Self {
         let geometry = reader.geometry();
-        Ok(Self {
+        Self {
             loader: Loader::new(reader, options),
             overlay,
             drops_writes: AtomicBool::new(false),
             size: geometry.image_size,
             chunk_size: u64::from(geometry.chunk_size),
-        })
+        }
     }
 
     /// Bytes of the device.
@@ -126,7 +131,8 @@ impl Device {
     pub fn stats(&self) -> Stats {
         let overlay_bytes = self.overlay.as_ref().map_or(0, Overlay::used_bytes);
         let spent = self.loader.0.reader.spent();
-        self.counters().read(self.loader.0.log.len(), overlay_bytes, spent)
+        let log = &self.loader.0.log;
+        self.counters().read(log.len(), log.in_vain().len() as u64, overlay_bytes, spent)
     }
 
     /// The chunks that reads needed, in the order of their first need.
@@ -145,19 +151,45 @@ impl Device {
         self.drops_writes.store(true, Ordering::Release);
     }
 
-    /// The reads of the first seconds, in their order, as bytes of the device.
-    pub(crate) fn start_reads(&self) -> Vec<Range<u64>> {
-        self.loader.0.log.reads()
+    /// The chunks and the reads of the start, in their order: reads as bytes of the device.
+    pub(crate) fn start_reads(&self) -> (Vec<u64>, Vec<Range<u64>>) {
+        self.loader.0.log.start()
     }
 
-    /// Whether a chunk can be read without waiting for another machine.
-    pub fn is_near(&self, index: u64) -> bool {
-        self.loader.0.reader.is_near(index)
+    pub(crate) fn prefetched_in_vain(&self) -> Vec<u64> {
+        self.loader.0.log.in_vain()
+    }
+
+    pub(crate) fn chunk_size(&self) -> u64 {
+        self.chunk_size
+    }
+
+    /// Which of the chunks can be read without waiting for another machine.
+    pub fn are_near(&self, indices: &[u64]) -> Vec<bool> {
+        self.loader.0.reader.are_near(indices)
     }
 
     /// Begins to load chunks in this order, in the background. Holes and chunks outside of the image are left out.
     pub fn prefetch(&self, chunks: impl IntoIterator<Item = u64>) {
         self.loader.prefetch(chunks);
+    }
+
+    /// Begins to bring chunks near in this order, without opening them, whenever nothing else is to be loaded and no read
+    /// waits. Ends with the device.
+    pub fn fetch_in_background(&self, chunks: impl IntoIterator<Item = u64>) {
+        self.loader.fetch_in_background(chunks);
+    }
+
+    /// Brings chunks near in this order, and waits until all are. `progress` is told how many bytes of how many are there.
+    ///
+    /// # Errors
+    /// Those of loading a chunk; one that is unavailable is tried again until the deadline, if the options say so.
+    pub fn fetch_all(
+        &self,
+        chunks: impl IntoIterator<Item = u64>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Error> {
+        self.loader.fetch_all(chunks, progress)
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -299,7 +331,7 @@ impl Device {
         self.write_zeroes(offset, length)
     }
 
-    /// Does nothing: the overlay lives no longer than the process, so there is nothing that it should outlive.
+    /// Does nothing: the overlay outlives its process at once, and the machine never.
     ///
     /// # Errors
     /// None now.

@@ -1,10 +1,14 @@
 //! A demand-loaded block device.
 //!
 //! [`Device`] reads an image chunk by chunk, when a chunk is first needed, through a [`ChunkReader`]; writes go to an
-//! encrypted overlay that dies with the process. [`fuse`] shows a device as a file, [`loop_device`] makes a block device of the
+//! encrypted overlay that dies with whoever holds its descriptors. [`fuse`] shows a device as a file, [`loop_device`] makes a block device of the
 //! file, [`mount`] mounts it. A read takes this way:
 //!
 //! application -> ext4 -> loop device (direct I/O) -> FUSE -> [`Device`] -> overlay, or chunk in memory, or [`ChunkReader`]
+//!
+//! The process that does this may be killed or replaced while the device is in use. [`Device::handover`] and
+//! [`fuse::FuseExport::handover`] give what a third process has to hold meanwhile, [`Device::resume`] and [`fuse::resume`] go on with it:
+//! reads and writes wait, and are then answered.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,6 +29,7 @@ mod device;
 mod error;
 mod file_handle;
 pub mod fuse;
+mod handover;
 mod image_chunks;
 mod loader;
 pub mod loop_device;
@@ -34,6 +39,7 @@ mod options;
 mod overlay;
 mod reader;
 mod resident;
+mod shared_memory;
 mod stall;
 mod start_log;
 mod stats;
@@ -42,9 +48,10 @@ pub use access_log::Access;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use device::Device;
 pub use error::{Cause, Error};
+pub use handover::{DeviceHandover, DeviceState};
 pub use image_chunks::ImageChunks;
 pub use memory_chunks::{Fault, MemoryChunks};
 pub use options::{DeviceOptions, OnUnavailable, Stall, StallObserver};
 pub use reader::{ChunkReader, LoadRequest, Priority, Spent, Tier};
-pub use start_log::{FileRead, StartLog};
+pub use start_log::{FileRead, LoggedChunk, StartLog, Vain};
 pub use stats::Stats;

@@ -1,29 +1,28 @@
 //! Gets chunks into memory: one load per chunk however many reads wait for it, on threads of its own.
 //!
 //! A read asks with [`Loader::get`] and goes on when its callback is called, so no thread of the caller ever waits for a
-//! tier. A *flight* is one chunk on its way. Demand goes before prefetch; a prefetch that a read comes to wait for is promoted.
-//! Only [`Error::Unavailable`] is retried, and only here.
+//! tier. A *flight* is one chunk on its way. Demand goes before prefetch, and prefetch before what is fetched in the background,
+//! for which nothing begins while a read waits; a flight that a read comes to wait for is promoted.
+//! Only [`Error::Unavailable`] is retried, and only here. `threads` does the work, `background` brings near what nobody asked for.
+
+mod background;
+mod threads;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::background::Rest;
 use crate::access_log::AccessLog;
 use crate::buffers::{BufferPool, ChunkBuffer};
-use crate::options::{DeviceOptions, OnUnavailable};
+use crate::options::DeviceOptions;
 use crate::reader::{ChunkReader, LoadRequest, Priority, Tier};
 use crate::resident::{Resident, Streams};
 use crate::stats::Counters;
 use crate::{Error, stall};
-
-/// The first pause before an unavailable tier is asked again; doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// Short enough that readers go on soon after the origin is back.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a chunk that no tier gave until the deadline is not asked for again. Longer than the kernel takes to ask again.
 const FAILED_FOR: Duration = Duration::from_secs(1);
@@ -67,7 +66,9 @@ pub(crate) struct State {
     pub(crate) flights: HashMap<u64, Flight>,
     demand: VecDeque<u64>,
     prefetch: VecDeque<u64>,
+    /// To be prefetched too, but no further than to this machine.
     warm: VecDeque<u64>,
+    rest: Rest,
     /// Chunks whose readers were just told that no tier answers, and when. The kernel asks again at once for each page of a
     /// read that failed: without this a reader would wait for the deadline twice.
     failed: HashMap<u64, (Instant, Error)>,
@@ -77,7 +78,8 @@ pub(crate) struct State {
     threads: usize,
     /// Of the threads, those that have not begun to look for work yet.
     starting: usize,
-    background: usize,
+    /// Prefetches that have begun and not ended.
+    prefetching: usize,
     /// Loads that read or decrypt at this moment. More of them than cores would only take turns, and each takes buffers.
     busy: usize,
     /// Until when the stall watcher sleeps; `None` until there is one.
@@ -85,6 +87,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Whether a read waits for a chunk.
+    fn has_readers(&self) -> bool {
+        self.flights.values().any(|flight| !flight.waiters.is_empty())
+    }
+
     /// Remembers what readers are told; and for a moment that no tier gave the chunk, where finding that out took long.
     pub(crate) fn note_failure(&mut self, index: u64, waited_since: Instant, now: Instant, error: &Error) {
         self.last_failure = Some(error.clone());
@@ -105,6 +112,8 @@ pub(crate) struct Shared {
     cores: usize,
     state: Mutex<State>,
     work: Condvar,
+    /// A chunk was fetched in the background, or could not be.
+    rest_changed: Condvar,
     stopping: AtomicBool,
     /// Has the stall watcher look again. Not part of the state: the clock asks for it under a lock of its own.
     pub(crate) look_again: AtomicBool,
@@ -148,7 +157,7 @@ impl Loader {
         Self(Arc::new(Shared {
             reader,
             counters: Counters::default(),
-            log: AccessLog::new(options.clock.now()),
+            log: AccessLog::new(options.clock.now(), options.record_for),
             buffers: BufferPool::new(chunk_bytes, capacity),
             cores: std::thread::available_parallelism().map_or(2, usize::from),
             state: Mutex::new(State {
@@ -158,16 +167,18 @@ impl Loader {
                 demand: VecDeque::new(),
                 prefetch: VecDeque::new(),
                 warm: VecDeque::new(),
+                rest: Rest::new(options.most_in_background),
                 failed: HashMap::new(),
                 last_failure: None,
                 idle: 0,
                 threads: 0,
                 starting: 0,
-                background: 0,
+                prefetching: 0,
                 busy: 0,
                 watched_until: None,
             }),
             work: Condvar::new(),
+            rest_changed: Condvar::new(),
             stopping: AtomicBool::new(false),
             look_again: AtomicBool::new(false),
             options,
@@ -219,7 +230,7 @@ impl Loader {
         let gives_up = shared.deadline(now).and_then(|deadline| deadline.checked_add(stall::GRACE));
         flight.waiters.push((gives_up, later()));
         let watch_at = flight.watch_at();
-        if fresh || (flight.request.priority == Priority::Prefetch && !flight.running) {
+        if fresh || (flight.request.priority != Priority::Demand && !flight.running) {
             if !fresh {
                 flight.request = shared.request(Priority::Demand, now);
             }
@@ -351,175 +362,6 @@ impl Shared {
             {
                 state.prefetch.push_back(index);
             }
-        }
-    }
-
-    /// Sees to it that there are threads for what is queued.
-    fn staff(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        let background = (state.prefetch.len() + state.warm.len())
-            .min(self.options.most_prefetches.saturating_sub(state.background));
-        let queued = (state.demand.len() + background).min(self.cores.saturating_sub(state.busy));
-        let woken = queued.min(state.idle);
-        let hired = (queued - woken)
-            .saturating_sub(state.starting)
-            .min(self.options.most_loads.max(1).saturating_sub(state.threads));
-        state.starting += hired;
-        state.threads += hired;
-        drop(state);
-        for _ in 0..woken {
-            self.work.notify_one();
-        }
-        for _ in 0..hired {
-            let shared = Arc::clone(self);
-            let spawned = std::thread::Builder::new().name("chunk-loader".into()).spawn(move || shared.run());
-            if let Err(error) = spawned {
-                tracing::warn!(image = self.reader.image(), %error, "no thread to load chunks with");
-                let mut state = self.lock();
-                state.threads -= 1;
-                state.starting -= 1;
-            }
-        }
-    }
-
-    fn run(self: &Arc<Self>) {
-        let mut state = self.lock();
-        state.starting -= 1;
-        while !self.is_stopping() {
-            if state.busy < self.cores
-                && let Some(index) = state.demand.pop_front()
-            {
-                state = self.fly(state, index);
-            } else if state.busy < self.cores
-                && state.background < self.options.most_prefetches
-                && let Some(index) = state.prefetch.pop_front()
-            {
-                state.background += 1;
-                state = self.fly(state, index);
-                state.background -= 1;
-            } else if state.busy < self.cores
-                && state.background < self.options.most_prefetches
-                && let Some(index) = state.warm.pop_front()
-            {
-                state.background += 1;
-                state.busy += 1;
-                drop(state);
-                let request = self.request(Priority::Prefetch, self.options.clock.now());
-                if let Err(error) = self.reader.warm_chunk(index, &request) {
-                    tracing::debug!(chunk = self.subject(index), error = error.chain(), "not prefetched");
-                }
-                state = self.lock();
-                state.busy -= usize::from(request.leave_core());
-                state.background -= 1;
-            } else {
-                state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.idle -= 1;
-            }
-        }
-        state.threads -= 1;
-    }
-
-    /// Loads a queued chunk, unless another thread does.
-    fn fly<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, index: u64) -> MutexGuard<'a, State> {
-        let Some(flight) = state.flights.get_mut(&index).filter(|flight| !flight.running) else {
-            return state;
-        };
-        flight.running = true;
-        let (request, since) = (Arc::clone(&flight.request), flight.since);
-        state.busy += 1;
-        drop(state);
-
-        self.counters.queue_ns.add(self.options.clock.now().saturating_duration_since(since).as_nanos() as u64);
-        let loaded = self.load(index, &request);
-        let mut state = self.lock();
-        state.busy -= usize::from(request.leave_core());
-        let Some(mut flight) = state.flights.remove(&index) else { return state };
-        if loaded.is_err()
-            && request.priority == Priority::Prefetch
-            && !flight.waiters.is_empty()
-            && !self.is_stopping()
-        {
-            // Reads joined a prefetch that gave up early: they get an attempt of their own, with their own deadline.
-            let now = self.options.clock.now();
-            flight.request = self.request(Priority::Demand, now);
-            flight.running = false;
-            state.flights.insert(index, flight);
-            state.demand.push_front(index);
-            return state;
-        }
-        if let Err(error) = &loaded
-            && !flight.waiters.is_empty()
-        {
-            state.note_failure(index, flight.since, self.options.clock.now(), error);
-        }
-        let evicted = match &loaded {
-            Ok(chunk) => state.resident.insert(index, Arc::clone(chunk), !flight.waiters.is_empty()),
-            Err(_) => None,
-        };
-        drop(state);
-        drop(evicted);
-        for (_, waiter) in flight.waiters {
-            waiter(loaded.clone());
-        }
-        self.lock()
-    }
-
-    fn load(&self, index: u64, request: &LoadRequest) -> Loaded {
-        let mut buffer = self.buffers.take(self.reader.stored_length(index) as usize);
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let start = Instant::now();
-            let result = catch_unwind(AssertUnwindSafe(|| self.reader.read_chunk(index, request, buffer.as_mut())))
-                .unwrap_or_else(|_| {
-                    Err(Error::io("load", self.subject(index), io::Error::other("its reader panicked")))
-                });
-            let spent = start.elapsed().as_nanos() as u64;
-            match result {
-                Ok(()) => {
-                    self.count(request, spent, buffer.len());
-                    return Ok(Arc::new(buffer));
-                }
-                Err(error) if self.may_retry(&error, request) => {
-                    self.counters.retries.add(1);
-                    let now = self.options.clock.now();
-                    let until = request.deadline.map_or(now + pause, |deadline| deadline.min(now + pause));
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    self.options.clock.wait_until(until, &|| self.is_stopping());
-                }
-                Err(error) => {
-                    if request.priority == Priority::Prefetch {
-                        tracing::debug!(error = error.chain(), "not read ahead");
-                    } else {
-                        self.counters.failures.add(1);
-                        tracing::error!(
-                            image = self.reader.image(),
-                            chunk = self.reader.chunk_name(index),
-                            tier = %request.tier(),
-                            error = error.chain(),
-                            "a chunk cannot be read; its readers get an I/O error"
-                        );
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    fn may_retry(&self, error: &Error, request: &LoadRequest) -> bool {
-        matches!(error, Error::Unavailable { .. })
-            && request.priority == Priority::Demand
-            && self.options.on_unavailable == OnUnavailable::Block
-            && !self.is_stopping()
-            && request.deadline.is_none_or(|deadline| self.options.clock.now() < deadline)
-    }
-
-    fn count(&self, request: &LoadRequest, spent_ns: u64, bytes: usize) {
-        let tier = request.tier() as usize;
-        self.counters.loads[tier].add(1);
-        self.counters.loaded_bytes[tier].add(bytes as u64);
-        self.counters.load_ns.add(spent_ns);
-        if request.priority == Priority::Prefetch {
-            self.counters.prefetched.add(1);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! An image in memory, with faults on request: what tests and benchmarks of everything above the tiers read from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -35,6 +35,7 @@ pub struct MemoryChunks {
     changed: Condvar,
     reads: AtomicU64,
     began: Mutex<Vec<u64>>,
+    warmed: Mutex<HashSet<u64>>,
 }
 
 impl MemoryChunks {
@@ -58,6 +59,7 @@ impl MemoryChunks {
             changed: Condvar::new(),
             reads: AtomicU64::new(0),
             began: Mutex::default(),
+            warmed: Mutex::default(),
         }
     }
 
@@ -71,7 +73,7 @@ impl MemoryChunks {
         self.changed.notify_all();
     }
 
-    /// How often a chunk was asked for.
+    /// How often a chunk was asked for, also to be brought near.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Acquire)
     }
@@ -87,6 +89,27 @@ impl MemoryChunks {
     /// The chunks that were asked for, in order.
     pub fn order(&self) -> Vec<u64> {
         self.began.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is asked for a chunk: waits and fails as its fault says.
+    fn ask(&self, index: u64) -> Result<(), Error> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reads.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_all();
+        while faults.get(&index) == Some(&Fault::Slow) {
+            faults = self.changed.wait(faults).unwrap_or_else(PoisonError::into_inner);
+        }
+        let fault = faults.get(&index).copied();
+        drop(faults);
+        let (operation, subject, source) = ("read", self.subject(index), None);
+        match fault {
+            None => Ok(()),
+            Some(Fault::Panic) => panic!("a fault was asked for"),
+            Some(Fault::Corrupt) => Err(Error::Corrupt { operation, subject, source }),
+            Some(Fault::Missing) => Err(Error::NotFound { operation, subject, source }),
+            Some(_) => Err(Error::Unavailable { operation, subject, source }),
+        }
     }
 
     fn subject(&self, index: u64) -> String {
@@ -105,37 +128,27 @@ impl ChunkReader for MemoryChunks {
 
     fn read_chunk(&self, index: u64, request: &LoadRequest, plaintext: &mut [u8]) -> Result<(), Error> {
         request.set_tier(Tier::Memory);
-        self.began.lock().unwrap_or_else(PoisonError::into_inner).push(index);
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        self.reads.fetch_add(1, Ordering::AcqRel);
-        self.changed.notify_all();
-        while faults.get(&index) == Some(&Fault::Slow) {
-            faults = self.changed.wait(faults).unwrap_or_else(PoisonError::into_inner);
+        let asked = self.ask(index);
+        if asked.is_ok() {
+            let start = index as usize * self.geometry.chunk_size as usize;
+            plaintext.copy_from_slice(&self.image[start..start + plaintext.len()]);
+        } else {
+            // What a reader leaves behind when it fails must never be seen.
+            plaintext.fill(0xee);
         }
-        let fault = faults.get(&index).copied();
-        drop(faults);
-        let (operation, subject, source) = ("read", self.subject(index), None);
-        match fault {
-            None => {
-                let start = index as usize * self.geometry.chunk_size as usize;
-                plaintext.copy_from_slice(&self.image[start..start + plaintext.len()]);
-                Ok(())
-            }
-            Some(Fault::Panic) => panic!("a fault was asked for"),
-            Some(fault) => {
-                // What a reader leaves behind when it fails must never be seen.
-                plaintext.fill(0xee);
-                Err(match fault {
-                    Fault::Corrupt => Error::Corrupt { operation, subject, source },
-                    Fault::Missing => Error::NotFound { operation, subject, source },
-                    _ => Error::Unavailable { operation, subject, source },
-                })
-            }
-        }
+        asked
     }
 
-    fn warm_chunk(&self, _index: u64, _request: &LoadRequest) -> Result<(), Error> {
+    fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error> {
+        request.set_tier(Tier::Origin);
+        self.ask(index)?;
+        self.warmed.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
         Ok(())
+    }
+
+    fn are_near(&self, indices: &[u64]) -> Vec<bool> {
+        let warmed = self.warmed.lock().unwrap_or_else(PoisonError::into_inner);
+        indices.iter().map(|index| warmed.contains(index)).collect()
     }
 
     fn image(&self) -> &'static str {

@@ -70,6 +70,10 @@ pub struct DeviceOptions {
     pub most_loads: usize,
     /// How many of these may be prefetches.
     pub most_prefetches: usize,
+    /// How many of these may be in the background, where nobody waits and nothing is prefetched.
+    pub most_in_background: usize,
+    /// For how long it is recorded what reads need: see [`StartLog`](crate::StartLog).
+    pub record_for: Duration,
     /// Is told of every stall.
     pub stall_observer: Option<StallObserver>,
     /// The clock of deadlines and stalls.
@@ -91,6 +95,8 @@ impl Default for DeviceOptions {
             read_ahead_after: 1,
             most_loads: 32,
             most_prefetches: 16,
+            most_in_background: 4,
+            record_for: Duration::from_secs(30),
             stall_observer: None,
             clock: Arc::new(SystemClock::default()),
         }

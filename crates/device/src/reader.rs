@@ -32,9 +32,9 @@ pub trait ChunkReader: Send + Sync {
     /// As [`ChunkReader::read_chunk`].
     fn warm_chunk(&self, index: u64, request: &LoadRequest) -> Result<(), Error>;
 
-    /// Whether the chunk lies on this machine (or is a hole), so that it can be read without waiting for another.
-    fn is_near(&self, _index: u64) -> bool {
-        false
+    /// Which of the chunks lie on this machine (or are holes), so that they can be read without waiting for another.
+    fn are_near(&self, indices: &[u64]) -> Vec<bool> {
+        vec![false; indices.len()]
     }
 
     /// Time spent so far, summed over threads, where the reader measures it.
@@ -58,9 +58,11 @@ pub struct Spent {
     pub decrypting: Duration,
 }
 
-/// Who waits for a chunk.
+/// Who waits for a chunk; the later ones go first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Priority {
+    /// Nobody, perhaps ever.
+    Background,
     /// Nobody yet.
     Prefetch,
     /// A read of the device.
@@ -79,13 +81,15 @@ pub enum Tier {
     Memory,
     /// A disk of this machine.
     Disk,
+    /// The cache of the zone.
+    Zone,
     /// Object storage.
     Origin,
 }
 
 impl Tier {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Unknown, Self::Memory, Self::Disk, Self::Origin];
+    pub const ALL: [Self; 5] = [Self::Unknown, Self::Memory, Self::Disk, Self::Zone, Self::Origin];
 }
 
 impl fmt::Display for Tier {
@@ -94,6 +98,7 @@ impl fmt::Display for Tier {
             Self::Unknown => "unknown",
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::Zone => "zone",
             Self::Origin => "origin",
         })
     }

@@ -38,6 +38,7 @@ pub(crate) struct Counters {
     pub(crate) loads: [Counter; Tier::ALL.len()],
     pub(crate) loaded_bytes: [Counter; Tier::ALL.len()],
     pub(crate) prefetched: Counter,
+    pub(crate) in_background: Counter,
     pub(crate) failures: Counter,
     pub(crate) retries: Counter,
     pub(crate) stalls: Counter,
@@ -65,12 +66,16 @@ pub struct Stats {
     pub discards: u64,
     /// Distinct chunks that reads needed.
     pub touched_chunks: u64,
-    /// Chunks opened, by the tier that they came from. A chunk that was evicted and needed again counts again.
+    /// Chunks loaded, by the tier that they came from. A chunk that was evicted and needed again counts again.
     pub loads: Vec<(Tier, u64)>,
     /// The same in bytes.
     pub loaded_bytes: Vec<(Tier, u64)>,
-    /// How many of those were read ahead.
+    /// How many of those were loaded before they were needed,
     pub prefetched: u64,
+    /// and in the background.
+    pub in_background: u64,
+    /// Chunks that were prefetched during the start and that no read has needed so far.
+    pub in_vain: u64,
     /// Loads that failed.
     pub failures: u64,
     /// Attempts after the first because a tier did not answer.
@@ -94,14 +99,14 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Chunks opened, from all tiers.
+    /// Chunks loaded, from all tiers.
     pub fn total_loads(&self) -> u64 {
         self.loads.iter().map(|(_, count)| count).sum()
     }
 }
 
 impl Counters {
-    pub(crate) fn read(&self, touched_chunks: u64, overlay_bytes: u64, spent: Spent) -> Stats {
+    pub(crate) fn read(&self, touched_chunks: u64, in_vain: u64, overlay_bytes: u64, spent: Spent) -> Stats {
         let by_tier = |counters: &[Counter; Tier::ALL.len()]| {
             Tier::ALL.iter().zip(counters).map(|(tier, counter)| (*tier, counter.get())).collect()
         };
@@ -116,6 +121,8 @@ impl Counters {
             loads: by_tier(&self.loads),
             loaded_bytes: by_tier(&self.loaded_bytes),
             prefetched: self.prefetched.get(),
+            in_background: self.in_background.get(),
+            in_vain,
             failures: self.failures.get(),
             retries: self.retries.get(),
             stalls: self.stalls.get(),

@@ -74,7 +74,7 @@ fn an_image_is_read_from_the_origin_and_then_from_the_disk() {
     for suite in [Suite::Blake3Gcm, Suite::Sha256Ctr] {
         let published = publish(suite);
         let disk = DiskCache::open(published.folder.path().join("cache"), 1 << 20).unwrap();
-        let tiers = Arc::new(Tiers::new(store(published.folder.path()), Some(disk)));
+        let tiers = Arc::new(Tiers::new(store(published.folder.path()), Some(disk), None));
         for tier in [Tier::Origin, Tier::Disk] {
             let device = published.device(&tiers);
             let mut read = vec![9; SIZE as usize];
@@ -93,7 +93,7 @@ fn what_the_origin_cannot_give_is_an_error_that_names_image_and_chunk() {
     let published = publish(Suite::Blake3Gcm);
     fs::write(published.file(0), vec![0; CHUNK]).unwrap();
     fs::remove_file(published.file(1)).unwrap();
-    let device = published.device(&Arc::new(Tiers::new(store(published.folder.path()), None)));
+    let device = published.device(&Arc::new(Tiers::new(store(published.folder.path()), None, None)));
     let mut buf = [0; 100];
     let damaged = device.read_at(0, &mut buf).unwrap_err();
     assert!(matches!(damaged, Error::Corrupt { .. }), "{damaged}");
@@ -112,6 +112,6 @@ fn an_origin_that_is_gone_is_unavailable() {
     let published = publish(Suite::Blake3Gcm);
     let options = StoreOptions { allow_http: true, ..StoreOptions::default() };
     let gone = Arc::new(Store::open("http://127.0.0.1:1/", &options).unwrap());
-    let error = published.device(&Arc::new(Tiers::new(gone, None))).read_at(0, &mut [0; 10]).unwrap_err();
+    let error = published.device(&Arc::new(Tiers::new(gone, None, None))).read_at(0, &mut [0; 10]).unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
 }

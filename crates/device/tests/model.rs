@@ -126,7 +126,9 @@ fn the_overlay_leaves_no_name_and_no_plaintext() {
     device.write_at(8 * 4096, &[0; 8192]).unwrap();
     let again = overlay_file(folder.path());
     let blocks = |bytes: &[u8]| bytes.chunks(16).map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let mut all = [blocks(&first), blocks(&again[8 * 4096..9 * 4096]), blocks(&again[9 * 4096..10 * 4096])].concat();
+    // A page that is written again goes to its second slot, behind all first ones.
+    let second = SIZE + 8 * 4096;
+    let mut all = [blocks(&first), blocks(&again[second..second + 4096]), blocks(&again[9 * 4096..10 * 4096])].concat();
     let count = all.len();
     all.sort_unstable();
     all.dedup();
