@@ -28,6 +28,32 @@ pub enum Error {
         /// What did not match.
         source: snowmelt_chunk::Error,
     },
+    /// A worker has as much to do as it may.
+    #[error("chunk {chunk} cannot be had now: the worker has {waiting} chunks to fetch already")]
+    Busy {
+        /// The chunk's id.
+        chunk: String,
+        /// Chunks that wait.
+        waiting: usize,
+    },
+    /// The worker said that a chunk cannot be had.
+    #[error("chunk {chunk} cannot be had: {reason}")]
+    Worker {
+        /// The chunk's id.
+        chunk: String,
+        /// What the worker said.
+        reason: String,
+        /// Whether another try later may succeed.
+        is_passing: bool,
+        /// Whether the origin said that it has no such chunk.
+        is_missing: bool,
+    },
+    /// Another process has the folder.
+    #[error("another worker uses {}: give each its own", folder.display())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The cache's folder cannot be used.
     #[error("{operation} {}: {source}", path.display())]
     Io {
@@ -48,6 +74,15 @@ impl Error {
 
     /// Whether another try later may succeed.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Busy { .. } | Self::Worker { is_passing: true, .. })
+    }
+
+    /// Whether the origin said that it has no such chunk.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Lost { source, .. } => matches!(source, snowmelt_store::Error::NotFound { .. }),
+            Self::Worker { is_missing, .. } => *is_missing,
+            _ => false,
+        }
     }
 }

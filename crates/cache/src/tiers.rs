@@ -1,16 +1,18 @@
-//! The path of a chunk: disk, then origin.
+//! The path of a chunk to a sandbox.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
 use snowmelt_chunk::{ChunkId, ChunkSecret, Suite};
 use snowmelt_store::Store;
+use snowmelt_zone::{Client, Follower};
 
+use crate::background::{Background, Taken};
 use crate::stats::{Counters, add};
-use crate::{DiskCache, Error, TierStats};
+use crate::{ChunkName, DiskCache, Error, TierStats, Upstream, WorkerClient};
 
 /// Chunks that wait to be written to the disk. With chunks of 512 KiB this bounds the memory that they hold to 16 MiB; what
 /// comes when it is full is not kept, since readers must not wait for the disk.
@@ -25,21 +27,56 @@ pub struct ChunkRequest<'a> {
     pub suite: Suite,
     /// What opens it.
     pub secret: &'a ChunkSecret,
+    /// Who waits for it.
+    pub priority: Priority,
+}
+
+impl ChunkRequest<'_> {
+    fn name(&self, stored_length: u32) -> ChunkName {
+        ChunkName { id: self.id, suite: self.suite, stored_length }
+    }
+}
+
+/// Who waits for a chunk; more urgent is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Nobody, and perhaps nobody ever will.
+    Background,
+    /// Nobody yet.
+    Prefetch,
+    /// A read of the device.
+    Demand,
+}
+
+impl Priority {
+    /// All of them, in their order.
+    pub const ALL: [Self; 3] = [Self::Background, Self::Prefetch, Self::Demand];
 }
 
 /// Where a chunk came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
-    /// The cache on this machine's disk.
+    /// The memory of this machine's worker.
+    Memory,
+    /// A cache on this machine's disk.
     Disk,
+    /// The cache of the zone.
+    Zone,
     /// The object storage.
     Origin,
+}
+
+impl Tier {
+    /// All of them, the nearest first.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Disk, Self::Zone, Self::Origin];
 }
 
 impl std::fmt::Display for Tier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Memory => "worker's memory",
             Self::Disk => "disk cache",
+            Self::Zone => "zone cache",
             Self::Origin => "origin",
         })
     }
@@ -48,88 +85,188 @@ impl std::fmt::Display for Tier {
 /// The tiers that a sandbox reads through. May be used from many threads; reads block.
 #[derive(Debug)]
 pub struct Tiers {
+    path: Path,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug)]
+enum Path {
+    /// A disk that all sandboxes write to, and what is beyond it.
+    Own(Own),
+    /// Through the worker.
+    Worker(WorkerClient),
+}
+
+#[derive(Debug)]
+struct Own {
     /// Replaced where the image has moved to another root.
     store: RwLock<Arc<Store>>,
     disk: Option<Arc<DiskCache>>,
-    counters: Counters,
-    keeper: Option<Keeper>,
+    keeper: Option<Background<(ChunkId, Bytes)>>,
+    upstream: Upstream,
 }
 
 impl Tiers {
-    /// Reads from `disk`, where there is one, and then from `store`.
-    pub fn new(store: Arc<Store>, disk: Option<DiskCache>) -> Self {
+    /// Reads from `disk`, where there is one, then from a zone, where there is one, and then from `store`.
+    pub fn new(store: Arc<Store>, disk: Option<DiskCache>, zone: Option<(Arc<Client>, Follower)>) -> Self {
+        let counters = Arc::<Counters>::default();
         let disk = disk.map(Arc::new);
-        let keeper = disk.clone().map(Keeper::start);
-        Self { store: RwLock::new(store), disk, counters: Counters::default(), keeper }
+        let keeper = disk.clone().map(|disk| {
+            let mut has_complained = false;
+            Background::start("snowmelt-keep", QUEUE, move |(id, ciphertext): (ChunkId, Bytes)| {
+                if let Err(error) = disk.put(&id, &ciphertext)
+                    && !std::mem::replace(&mut has_complained, true)
+                {
+                    tracing::warn!(%error, "chunks are not kept on disk");
+                }
+            })
+        });
+        let upstream = Upstream::counting(zone, Arc::clone(&counters));
+        let path = Path::Own(Own { store: RwLock::new(store), disk, keeper, upstream });
+        Self { path, counters }
     }
 
-    /// Reads from another store from now on: the image's chunks were copied there.
+    /// Reads everything through the worker.
+    pub fn of_worker(worker: WorkerClient) -> Self {
+        Self { path: Path::Worker(worker), counters: Arc::default() }
+    }
+
+    /// Reads from another store from now on: the image's chunks were copied there. A worker finds that out itself.
     pub fn set_store(&self, store: Arc<Store>) {
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
-    }
-
-    fn store(&self) -> Arc<Store> {
-        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+        if let Path::Own(own) = &self.path {
+            *own.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+        }
     }
 
     /// Reads a chunk and decrypts it into `plaintext`, which has the chunk's stored length. One try at each tier; `asks` is
     /// told which, before it is asked.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the origin does not answer, [`Error::Lost`] where no tier has a good copy,
-    /// [`Error::Sealed`]. `plaintext` then holds nothing of use.
+    /// [`Error::Unavailable`] where the origin does not answer, [`Error::Lost`] where no tier has a good copy, [`Error::Worker`] for
+    /// either where a worker says so, [`Error::Sealed`]. `plaintext` then holds nothing of use.
     pub fn read_chunk(
         &self,
         request: &ChunkRequest<'_>,
         plaintext: &mut [u8],
         asks: &dyn Fn(Tier),
     ) -> Result<Tier, Error> {
+        match &self.path {
+            Path::Own(own) => self.read_ourselves(own, request, plaintext, asks),
+            Path::Worker(worker) => self.read_from_worker(worker, request, plaintext, asks),
+        }
+    }
+
+    fn read_ourselves(
+        &self,
+        own: &Own,
+        request: &ChunkRequest<'_>,
+        plaintext: &mut [u8],
+        asks: &dyn Fn(Tier),
+    ) -> Result<Tier, Error> {
         asks(Tier::Disk);
-        if self.read_from_disk(request, plaintext) {
+        if self.read_from_disk(own, request, plaintext) {
             return Ok(Tier::Disk);
         }
-        asks(Tier::Origin);
-        let ciphertext = self.fetch(request, plaintext.len() as u32)?;
+        let (tier, ciphertext) = own.fetch(&request.name(plaintext.len() as u32), asks)?;
         self.decrypt(|| request.suite.open(request.secret, &ciphertext, plaintext))
             .map_err(|source| Error::Sealed { chunk: request.id.to_string(), source })?;
-        if let Some(keeper) = &self.keeper
-            && !keeper.keep(request.id, ciphertext)
+        if let Some(keeper) = &own.keeper
+            && keeper.give((request.id, ciphertext)) == Taken::No
         {
             add(&self.counters.unkept_chunks, 1);
         }
-        Ok(Tier::Origin)
+        Ok(tier)
     }
 
-    /// Whether the chunk is in the cache on disk. The copy may be damaged, which its reader finds out.
-    pub fn is_on_disk(&self, id: &ChunkId, stored_length: u32) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.contains(id, u64::from(stored_length)))
+    fn read_from_worker(
+        &self,
+        worker: &WorkerClient,
+        request: &ChunkRequest<'_>,
+        plaintext: &mut [u8],
+        asks: &dyn Fn(Tier),
+    ) -> Result<Tier, Error> {
+        let name = request.name(plaintext.len() as u32);
+        let (mut tier, mut file) = worker.get(&name, request.priority, asks)?;
+        let mut opened = self.open_file(&file.into(), request, plaintext);
+        if opened.is_err() {
+            add(&self.counters.damaged_chunks, 1);
+            // The worker drops a damaged copy; a good one that does not open is the manifest's fault.
+            worker.check(&name)?;
+            (tier, file) = worker.get(&name, request.priority, asks)?;
+            opened = self.open_file(&file.into(), request, plaintext);
+        }
+        opened.map_err(|source| Error::Sealed { chunk: request.id.to_string(), source })?;
+        let (chunks, bytes) = match tier {
+            Tier::Memory => (&self.counters.memory_chunks, &self.counters.memory_bytes),
+            Tier::Disk => (&self.counters.disk_chunks, &self.counters.disk_bytes),
+            Tier::Zone => (&self.counters.zone_chunks, &self.counters.zone_bytes),
+            Tier::Origin => (&self.counters.origin_chunks, &self.counters.origin_bytes),
+        };
+        add(chunks, 1);
+        add(bytes, plaintext.len() as u64);
+        Ok(tier)
     }
 
-    /// Sees to it that the chunk is in the cache on disk, where there is one. Nothing is decrypted.
+    /// Reads and opens a chunk in the memory that it is wanted in.
+    fn open_file(
+        &self,
+        file: &File,
+        request: &ChunkRequest<'_>,
+        plaintext: &mut [u8],
+    ) -> Result<(), snowmelt_chunk::Error> {
+        let what = match file.read_exact_at(plaintext, 0) {
+            Ok(()) if self.opens_in_place(request, plaintext) => return Ok(()),
+            Ok(()) => "its key does not open it",
+            Err(_) => "its file cannot be read as a whole",
+        };
+        Err(snowmelt_chunk::Error::BadChunk { id: request.id.to_string(), what })
+    }
+
+    /// Whether bytes from this machine are the chunk, which they then are in the clear.
+    fn opens_in_place(&self, request: &ChunkRequest<'_>, bytes: &mut [u8]) -> bool {
+        // Where opening does not authenticate, the id must be checked again: the disk may have changed a bit.
+        (request.suite.open_authenticates() || self.verify(request, bytes))
+            && self.decrypt(|| request.suite.open_in_place(request.secret, bytes)).is_ok()
+    }
+
+    /// Which of the chunks are on this machine. The copies may be damaged, which their readers find out.
+    pub fn are_near(&self, chunks: &[(ChunkId, u32)]) -> Vec<bool> {
+        match &self.path {
+            Path::Own(Own { disk: Some(disk), .. }) => {
+                chunks.iter().map(|(id, length)| disk.contains(id, u64::from(*length))).collect()
+            }
+            Path::Own(_) => vec![false; chunks.len()],
+            Path::Worker(worker) => worker.contains(chunks),
+        }
+    }
+
+    /// Sees to it that the chunk is on this machine, where there is a place for it. Nothing is decrypted.
     ///
     /// # Errors
     /// As [`Tiers::read_chunk`], and [`Error::Io`] of the disk.
     pub fn warm_chunk(&self, request: &ChunkRequest<'_>, stored_length: u32, asks: &dyn Fn(Tier)) -> Result<(), Error> {
+        let name = request.name(stored_length);
+        let own = match &self.path {
+            Path::Own(own) => own,
+            Path::Worker(worker) => return worker.warm(&name, request.priority, asks).map(drop),
+        };
         asks(Tier::Disk);
-        let Some(disk) = &self.disk else { return Ok(()) };
+        let Some(disk) = &own.disk else { return Ok(()) };
         if disk.contains(&request.id, u64::from(stored_length)) {
             return Ok(());
         }
-        asks(Tier::Origin);
-        let ciphertext = self.fetch(request, stored_length)?;
+        let (_, ciphertext) = own.fetch(&name, asks)?;
         disk.put(&request.id, &ciphertext).map(drop)
     }
 
-    /// Whether the disk gave the chunk whole. A damaged copy is dropped, so that the origin's takes its place.
-    fn read_from_disk(&self, request: &ChunkRequest<'_>, plaintext: &mut [u8]) -> bool {
-        let Some(disk) = &self.disk else { return false };
+    /// Whether the disk gave the chunk whole. A damaged copy is dropped, so that another takes its place.
+    fn read_from_disk(&self, own: &Own, request: &ChunkRequest<'_>, plaintext: &mut [u8]) -> bool {
+        let Some(disk) = &own.disk else { return false };
         if !disk.get(&request.id, plaintext) {
             return false;
         }
-        // Where opening does not authenticate, the id must be checked again: the disk may have changed a bit.
-        let whole = (request.suite.open_authenticates() || self.verify(request, plaintext))
-            && self.decrypt(|| request.suite.open_in_place(request.secret, plaintext)).is_ok();
-        if whole {
+        let is_whole = self.opens_in_place(request, plaintext);
+        if is_whole {
             add(&self.counters.disk_chunks, 1);
             add(&self.counters.disk_bytes, plaintext.len() as u64);
         } else {
@@ -137,34 +274,7 @@ impl Tiers {
             add(&self.counters.damaged_chunks, 1);
             disk.remove(&request.id);
         }
-        whole
-    }
-
-    /// Reads a chunk from the origin and verifies it: no other byte enters this machine.
-    fn fetch(&self, request: &ChunkRequest<'_>, stored_length: u32) -> Result<Bytes, Error> {
-        let chunk = || request.id.to_string();
-        let started = Instant::now();
-        let store = self.store();
-        let fetched = store.read_chunk(&request.id, stored_length);
-        add(&self.counters.origin_nanoseconds, started.elapsed().as_nanos() as u64);
-        let ciphertext = fetched.map_err(|source| {
-            if source.is_unavailable() || is_passing(&source) {
-                Error::Unavailable { chunk: chunk(), source }
-            } else {
-                Error::Lost { chunk: chunk(), source }
-            }
-        })?;
-        add(&self.counters.origin_chunks, 1);
-        add(&self.counters.origin_bytes, ciphertext.len() as u64);
-        if !self.verify(request, &ciphertext) {
-            add(&self.counters.damaged_chunks, 1);
-            let source = snowmelt_store::Error::Corrupt {
-                subject: format!("chunk {}", request.id),
-                reason: format!("the bytes from {} are not those that its id names", store.url()),
-            };
-            return Err(Error::Lost { chunk: chunk(), source });
-        }
-        Ok(ciphertext)
+        is_whole
     }
 
     fn verify(&self, request: &ChunkRequest<'_>, ciphertext: &[u8]) -> bool {
@@ -187,93 +297,31 @@ impl Tiers {
         self.counters.read()
     }
 
-    /// Waits until everything that was fetched so far is on the disk, or was found not to fit.
+    /// Waits until everything that was fetched so far is where it is kept, or was found not to fit.
     pub fn flush(&self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.flush();
-        }
-    }
-}
-
-/// Whether a file system failed in a way that may pass: a network file system that is away, a disk that is full of errors now.
-fn is_passing(error: &snowmelt_store::Error) -> bool {
-    matches!(error, snowmelt_store::Error::Io { source, .. } if source.kind() != std::io::ErrorKind::PermissionDenied)
-}
-
-/// Writes fetched chunks to the disk behind the readers' backs. Ends, with all it has taken, when dropped.
-#[derive(Debug)]
-struct Keeper {
-    queue: Mutex<Option<SyncSender<Job>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Debug)]
-enum Job {
-    Keep(ChunkId, Bytes),
-    /// Answered when all before it is done.
-    Flush(SyncSender<()>),
-}
-
-impl Keeper {
-    fn start(disk: Arc<DiskCache>) -> Self {
-        let (sender, receiver) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new()
-            .name("snowmelt-keep".into())
-            .spawn(move || keep_all(&disk, &receiver))
-            .inspect_err(|error| tracing::warn!(%error, "chunks are not kept on disk"))
-            .ok();
-        Self { queue: Mutex::new(Some(sender)), thread: Mutex::new(thread) }
-    }
-
-    fn sender(&self) -> Option<SyncSender<Job>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn keep(&self, id: ChunkId, ciphertext: Bytes) -> bool {
-        self.sender().is_some_and(|sender| {
-            !matches!(
-                sender.try_send(Job::Keep(id, ciphertext)),
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
-            )
-        })
-    }
-
-    fn flush(&self) {
-        let (done, wait) = sync_channel(1);
-        if let Some(sender) = self.sender()
-            && sender.send(Job::Flush(done)).is_ok()
-        {
-            // An error means that the thread is gone, and with it all that could be waited for.
-            let _ = wait.recv();
-        }
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn keep_all(disk: &DiskCache, queue: &Receiver<Job>) {
-    let mut complained = false;
-    for job in queue {
-        match job {
-            Job::Keep(id, ciphertext) => {
-                if let Err(error) = disk.put(&id, &ciphertext)
-                    && !complained
-                {
-                    tracing::warn!(%error, "chunks are not kept on disk");
-                    complained = true;
-                }
+        if let Path::Own(own) = &self.path {
+            if let Some(keeper) = &own.keeper {
+                keeper.flush();
             }
-            Job::Flush(done) => {
-                let _ = done.send(());
+            own.upstream.flush();
+        }
+    }
+}
+
+impl Own {
+    fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn fetch(&self, chunk: &ChunkName, asks: &dyn Fn(Tier)) -> Result<(Tier, Bytes), Error> {
+        if self.upstream.has_zone() {
+            asks(Tier::Zone);
+            if let Some(ciphertext) = self.upstream.from_zone(chunk) {
+                return Ok((Tier::Zone, ciphertext));
             }
         }
+        asks(Tier::Origin);
+        Ok((Tier::Origin, self.upstream.from_origin(&self.store(), chunk)?))
     }
 }
 

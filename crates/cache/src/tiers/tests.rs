@@ -8,28 +8,30 @@ use super::*;
 
 struct Place {
     folder: tempfile::TempDir,
+    store: Arc<Store>,
     tiers: Tiers,
 }
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("store").to_str().unwrap(), &StoreOptions::default()).unwrap();
+    let store = Arc::new(store);
     let disk = DiskCache::open(folder.path().join("cache"), 1 << 20).unwrap();
-    let tiers = Tiers::new(Arc::new(store), Some(disk));
-    Place { folder, tiers }
+    let tiers = Tiers::new(Arc::clone(&store), Some(disk), None);
+    Place { folder, store, tiers }
 }
 
 impl Place {
     fn put(&self, suite: Suite, byte: u8) -> Sealed {
         let mut ciphertext = vec![0; 8192];
         let sealed = suite.seal(&Salt::from_bytes([1; 32]), &[byte; 8192], &mut ciphertext);
-        self.tiers.store().put_chunk(&sealed.id, &ciphertext).unwrap();
+        self.store.put_chunk(&sealed.id, &ciphertext).unwrap();
         sealed
     }
 
     fn read(&self, suite: Suite, sealed: &Sealed) -> Result<(Tier, Vec<u8>), Error> {
         let mut plaintext = vec![0; 8192];
-        let request = ChunkRequest { id: sealed.id, suite, secret: &sealed.secret };
+        let request = ChunkRequest { id: sealed.id, suite, secret: &sealed.secret, priority: Priority::Demand };
         self.tiers.read_chunk(&request, &mut plaintext, &|_| {}).map(|tier| (tier, plaintext))
     }
 
@@ -108,8 +110,9 @@ fn an_origin_that_does_not_answer_is_unavailable_but_the_disk_still_serves() {
         Store::open("http://127.0.0.1:1/", &StoreOptions { allow_http: true, ..StoreOptions::default() }).unwrap(),
     );
     let disk = DiskCache::open(good.folder.path().join("cache"), 1 << 20).unwrap();
-    let tiers = Tiers::new(gone, Some(disk));
-    let request = ChunkRequest { id: sealed.id, suite: Suite::Blake3Gcm, secret: &sealed.secret };
+    let tiers = Tiers::new(gone, Some(disk), None);
+    let request =
+        ChunkRequest { id: sealed.id, suite: Suite::Blake3Gcm, secret: &sealed.secret, priority: Priority::Demand };
     let mut plaintext = vec![0; 8192];
     assert_eq!(tiers.read_chunk(&request, &mut plaintext, &|_| {}).unwrap(), Tier::Disk);
     let other = ChunkRequest { id: ChunkId([1; 32]), ..request };
@@ -120,8 +123,9 @@ fn an_origin_that_does_not_answer_is_unavailable_but_the_disk_still_serves() {
 fn without_a_disk_everything_comes_from_the_origin() {
     let place = place();
     let sealed = place.put(Suite::Sha256Ctr, 3);
-    let tiers = Tiers::new(place.tiers.store(), None);
-    let request = ChunkRequest { id: sealed.id, suite: Suite::Sha256Ctr, secret: &sealed.secret };
+    let tiers = Tiers::new(Arc::clone(&place.store), None, None);
+    let request =
+        ChunkRequest { id: sealed.id, suite: Suite::Sha256Ctr, secret: &sealed.secret, priority: Priority::Demand };
     for _ in 0..2 {
         assert_eq!(tiers.read_chunk(&request, &mut vec![0; 8192], &|_| {}).unwrap(), Tier::Origin);
     }

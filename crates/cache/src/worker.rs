@@ -1,0 +1,11 @@
+//! The socket between sandboxes and their worker: who asks for a chunk gets a descriptor to read it from.
+
+mod client;
+mod protocol;
+mod server;
+
+pub use client::WorkerClient;
+pub use server::ChunkServer;
+
+#[cfg(test)]
+mod tests;
