@@ -11,7 +11,7 @@
 //! # fn configuration() -> AgentConfig { unimplemented!() }
 //!
 //! let spec = RunSpec { image: "debian:12".into(), command: vec!["uname".into(), "-a".into()], ..RunSpec::default() };
-//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?) {
+//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?, &|_, _| {}) {
 //!     Ok(outcome) => std::process::exit(outcome.exit_code.into()),
 //!     Err(error) => {
 //!         eprintln!("snowmelt: {error}");
@@ -25,6 +25,7 @@
 mod agent;
 mod agent_process;
 mod cgroups;
+mod channel;
 mod error;
 mod identity;
 mod mounts;
@@ -36,13 +37,16 @@ mod spec;
 mod state;
 mod stats;
 mod users;
+mod worker;
 
 pub use agent::agent_main;
-pub use agent::protocol::{AgentConfig, OnUnavailable};
+pub use agent::protocol::{AgentConfig, LoadMode, OnUnavailable, UseWorker};
+pub use agent::start_logs::{CommandLog, command_logs};
 pub use error::{Cause, Error};
 pub use identity::ProcessId;
 pub use mounts::{log_path, mount, stats, unmount};
-pub use run::{RunOutcome, run};
+pub use run::{Progress, RunOutcome, run};
 pub use spec::{Network, RunSpec, Volume};
 pub use state::{Kind, Record, StateDir};
 pub use stats::{Stats, TierLoads, Timings};
+pub use worker::{AdmissionOptions, Worker, WorkerControl, WorkerOptions, WorkerStatus};

@@ -1,21 +1,23 @@
 //! `mount` and `unmount`: an image on a directory, served by an agent that outlives the command.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::agent::protocol::{Answer, Lines, Query, Report, send};
 use crate::agent_process::AgentProcess;
+use crate::run::Progress;
 use crate::state::{Kind, Leftovers, Record};
+use crate::worker::Interruption;
 use crate::{AgentConfig, Cause, Error, StateDir, Stats};
 
 /// How long an agent may take to end once it has unmounted.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Mounts an image on a directory, until [`unmount`]. Writes, if `writable`, are discarded then. Removes what killed
-/// commands left, first.
+/// commands left, first. `progress` is told how much of an image is here that is loaded before it is mounted.
 ///
 /// # Errors
 /// Those of opening and mounting the image, [`Error::Invalid`] if `directory` is none or in use as a mount point of ours.
@@ -25,6 +27,7 @@ pub fn mount(
     writable: bool,
     config: &AgentConfig,
     state: &StateDir,
+    progress: &Progress<'_>,
 ) -> Result<Record, Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::invalid("mount", "mounting images needs root: use sudo"));
@@ -39,22 +42,24 @@ pub fn mount(
         return Err(Error::invalid(directory.display().to_string(), reason));
     }
     let mut record = state.create(Kind::Mount, image, writable, Some(&directory), None)?;
-    let result = start(&mut record, config, state);
+    let result = start(&mut record, config, state, progress);
     if result.is_err() {
         let _ = state.dismantle(&record, Leftovers::Files);
     }
     result.map(|()| record)
 }
 
-fn start(record: &mut Record, config: &AgentConfig, state: &StateDir) -> Result<(), Error> {
+fn start(record: &mut Record, config: &AgentConfig, state: &StateDir, progress: &Progress<'_>) -> Result<(), Error> {
     let log_path = log_path(record, state);
     let log = File::create(&log_path).map_err(|source| Error::io("make", log_path.display(), source))?;
-    let mut agent = AgentProcess::start(config, state, record, None, Stdio::from(log))?;
+    let mut agent = AgentProcess::start(config, state, record, None, log.into(), &mut Patient)?;
     record.agent = agent.id();
+    record.worker = agent.worker();
     state.update(record)?;
     loop {
         match agent.reports.next()? {
             Some(Report::Opened(_)) => {}
+            Some(Report::Loading { bytes, total }) => progress(bytes, total),
             Some(Report::Mounted) => break,
             Some(Report::Failed { cause, message }) => return Err(Error::Image { cause, message }),
             Some(Report::Finished(_)) | None => {
@@ -67,6 +72,23 @@ fn start(record: &mut Record, config: &AgentConfig, state: &StateDir) -> Result<
     }
     agent.detach();
     Ok(())
+}
+
+/// Waits for the worker as long as it takes: a signal ends this process.
+struct Patient;
+
+impl Interruption for Patient {
+    fn waits(&mut self, reason: &str) {
+        eprintln!("snowmelt: waiting: {reason}");
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Unmounts what [`mount`] mounted. Gives what it served, unless its agent had been killed.
@@ -93,7 +115,8 @@ pub fn unmount(directory: &Path, state: &StateDir) -> Result<Option<Stats>, Erro
             if record.agent.is_some_and(|agent| !agent.wait(END_PATIENCE)) {
                 return Err(Error::Unavailable { subject: record.image, reason: "its agent does not end".to_owned() });
             }
-            state.dismantle(&record, Leftovers::Files)?;
+            // An agent that a worker started has left what it may not unmount.
+            state.dismantle(&record, Leftovers::Any)?;
             Ok(Some(*stats))
         }
         Answer::Busy => Err(Error::Busy { directory }),

@@ -27,7 +27,7 @@ mod stopping;
 mod terminal;
 
 use std::io::IsTerminal;
-use std::process::Stdio;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -50,10 +50,14 @@ use crate::oci::{self, CgroupVersion, EtcFiles};
 use crate::root::Root;
 use crate::runtime::Runtime;
 use crate::state::{Kind, Leftovers, Record};
+use crate::worker::Interruption;
 use crate::{AgentConfig, Error, Network, RunSpec, StateDir, Stats, Timings};
 
 /// How long the agent may take to unmount, once the container is gone.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Is told how many bytes of how many are here, while a start waits for all of its image.
+pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -72,14 +76,19 @@ pub struct RunOutcome {
 /// 10 s later. So does the loss of the terminal. The third INT or TERM kills at once. Other signals are passed on.
 ///
 /// Call it while the process has no other threads, or only such that block the signals named above: one that does not
-/// would be ended by them.
+/// would be ended by them. `progress` is called where [`LoadMode::All`](crate::LoadMode::All) is set.
 ///
 /// # Errors
 /// Those of opening and mounting the image, [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
 /// [`Error::Runtime`], [`Error::Killed`] for a container that did not end when asked to, [`Error::Io`] also for output that
 /// could not be written, [`Error::Invalid`] for options that cannot be kept; [`Error::exit_code`] has the status that
 /// `docker run` would give.
-pub fn run(spec: &RunSpec, config: &AgentConfig, state: &StateDir) -> Result<RunOutcome, Error> {
+pub fn run(
+    spec: &RunSpec,
+    config: &AgentConfig,
+    state: &StateDir,
+    progress: &Progress<'_>,
+) -> Result<RunOutcome, Error> {
     let start = Instant::now();
     if !rustix::process::geteuid().is_root() {
         return Err(Error::invalid("run", "mounting images needs root: use sudo"));
@@ -89,7 +98,7 @@ pub fn run(spec: &RunSpec, config: &AgentConfig, state: &StateDir) -> Result<Run
     // A thread's mount namespace is its own and its children's; the caller's other threads keep theirs.
     let run = || {
         enter_mount_namespace()?;
-        Run::begin(spec, config, state, &signals, start)?.finish()
+        Run::begin(spec, config, state, &signals, start)?.finish(progress)
     };
     std::thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
@@ -144,8 +153,12 @@ impl<'a> Run<'a> {
         for path in [&bundle, &sandbox.record.directory] {
             std::fs::create_dir(path).map_err(|source| Error::io("make", path.display(), source))?;
         }
-        let mut agent = AgentProcess::start(config, state, &sandbox.record, Some(asked_for(spec)), Stdio::inherit())?;
+        let messages = std::io::stderr().as_fd().try_clone_to_owned();
+        let messages = messages.map_err(|source| Error::io("use", "standard error", source))?;
+        let (command, mut waiting) = (Some(asked_for(spec)), Waiting { signals });
+        let mut agent = AgentProcess::start(config, state, &sandbox.record, command, messages, &mut waiting)?;
         sandbox.record.agent = agent.id();
+        sandbox.record.worker = agent.worker();
         let timings = Timings { agent_started: start.elapsed(), ..Timings::default() };
         let mut output = Output::default();
         let terminal = Terminal::of_caller(spec);
@@ -177,8 +190,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn finish(mut self) -> Result<RunOutcome, Error> {
-        let started = self.start_command();
+    fn finish(mut self, progress: &Progress<'_>) -> Result<RunOutcome, Error> {
+        let started = self.start_command(progress);
         let result = match started {
             Ok(command) => self.wait_for_command(&command),
             Err(error) => Err(error),
@@ -231,7 +244,7 @@ impl<'a> Run<'a> {
     }
 
     /// Until the runtime has its configuration. Gives the command as messages name it.
-    fn start_command(&mut self) -> Result<String, Error> {
+    fn start_command(&mut self, progress: &Progress<'_>) -> Result<String, Error> {
         let mut image: Option<Box<ImageConfig>> = None;
         loop {
             while let Some(report) = self.agent.reports.buffered()? {
@@ -241,6 +254,7 @@ impl<'a> Run<'a> {
                         self.stopping = Stopping::new(stopping::stop_signal(config.stop_signal.as_deref()));
                         image = Some(config);
                     }
+                    Report::Loading { bytes, total } => progress(bytes, total),
                     Report::Mounted => {
                         self.timings.mounted = self.start.elapsed();
                         let image =
@@ -355,6 +369,31 @@ impl<'a> Run<'a> {
         let [signal, report, exit] = events.map(|event| !event.revents().is_empty());
         let signal = if signal { self.signals.read() } else { None };
         Ok(Ready { signal, report, exit })
+    }
+}
+
+/// A run that waits for the machine's worker to let it in.
+struct Waiting<'a> {
+    signals: &'a Signals,
+}
+
+impl Interruption for Waiting<'_> {
+    fn waits(&mut self, reason: &str) {
+        eprintln!("snowmelt: waiting: {reason}");
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.signals.as_fd())
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        match self.signals.read() {
+            Some(Received {
+                number: number @ (libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM), ..
+            }) => Err(Error::Interrupted { signal: number }),
+            // There is no command yet that could be told.
+            _ => Ok(()),
+        }
     }
 }
 

@@ -63,13 +63,17 @@ pub struct Record {
     pub owner: ProcessId,
     /// The process that serves it.
     pub agent: Option<ProcessId>,
+    /// The worker that has another go on when that is gone.
+    #[serde(default)]
+    pub(crate) worker: Option<ProcessId>,
     pub(crate) runtime: Option<Runtime>,
 }
 
 impl Record {
     /// Whether one of its processes still runs.
     pub fn is_alive(&self) -> bool {
-        self.agent.is_some_and(|agent| agent.is_alive()) || self.owner_counts() && self.owner.is_alive()
+        let is_served = || [self.agent, self.worker].into_iter().flatten().any(|process| process.is_alive());
+        is_served() || self.owner_counts() && self.owner.is_alive()
     }
 
     /// The maker of a mount leaves it; what it started keeps it alive only until an agent is recorded.
@@ -158,6 +162,7 @@ impl StateDir {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
             owner,
             agent: None,
+            worker: None,
             runtime: runtime.cloned(),
             id,
         };

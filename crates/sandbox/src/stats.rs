@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::LoadMode;
+
 /// What a device served and where it came from, since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -28,8 +30,14 @@ pub struct Stats {
     pub overlay_bytes: u64,
     /// Where chunks came from.
     pub loads: Vec<TierLoads>,
-    /// Chunks loaded before they were needed.
+    /// Chunks loaded before they were needed,
     pub prefetched: u64,
+    /// those of them that the start has not needed so far,
+    pub in_vain: u64,
+    /// and chunks of the rest of the image, which nobody asked for.
+    pub in_background: u64,
+    /// How the image was loaded.
+    pub load: LoadMode,
     /// Reads that failed.
     pub failures: u64,
     /// Loads that were tried again.

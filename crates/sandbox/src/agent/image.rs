@@ -1,35 +1,56 @@
 //! The image of an agent: from its name to a mounted root file system, and back.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::KeyRing;
+use snowmelt_chunk::{KeyRing, ManifestId, OpenedManifest};
 use snowmelt_device::fuse::{self, FuseExport};
-use snowmelt_device::{Device, DeviceOptions, StartLog};
+use snowmelt_device::{Device, DeviceHandover, DeviceOptions};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::readback::{OpenedImage, Opening, open_image_with};
+use snowmelt_store::readback::{OpenedImage, Opening, open_image_with, open_record};
 use snowmelt_store::{ImageLease, ImageName, NameRecord, SeenNames, Store, StoreOptions};
+use snowmelt_zone::ZoneOptions;
+use zeroize::Zeroizing;
 
 use super::lease::LeaseKeeper;
+use super::link::Link;
 use super::mounter::{MountOrder, Mounter};
-use super::protocol::{AgentConfig, OnUnavailable};
+use super::protocol::{AgentConfig, LoadMode, OnUnavailable};
+use super::recorder::Recorder;
 use super::start_logs::{Expected, StartLogs};
+use crate::identity::ProcessId;
 use crate::state::{Kind, Record};
 use crate::stats::TierLoads;
+use crate::worker::HandedOver;
 use crate::{Cause, Error, Stats};
+
+/// How an agent comes by chunks, and who keeps leases and logs.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// It reads tiers and store itself.
+    Own,
+    /// It asks the worker.
+    Worker(Link),
+}
 
 /// An image whose manifest and keys are here, and whose chunks are loaded when they are read.
 pub(super) struct Opened {
     config: ImageConfig,
+    record: NameRecord,
     device: Arc<Device>,
+    /// Seals what a successor goes on with.
+    handover_key: Zeroizing<[u8; 32]>,
     tiers: Arc<Tiers>,
     lease: Option<LeaseKeeper>,
     starts: StartLogs,
     expected: Expected,
+    load: LoadMode,
+    record_for: Duration,
     image_chunks: u64,
     chunk_size: u32,
 }
@@ -38,6 +59,7 @@ pub(super) struct Opened {
 pub(super) struct Mounted {
     opened: Opened,
     mounter: Mutex<Mounter>,
+    recorder: Recorder,
     export: FuseExport,
 }
 
@@ -47,6 +69,10 @@ struct StartsWanted {
     expected: Option<Receiver<Expected>>,
 }
 
+/// How long the requests of a device that have begun may take, before a successor answers them.
+const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is said how much is loaded.
+const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
 /// How long a start waits for that once its manifest is here.
 const ADVICE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -54,7 +80,7 @@ impl StartsWanted {
     fn ask(config: &AgentConfig, store: &Store, record: &NameRecord, command: Option<&[String]>) -> Option<Self> {
         let (store, manifest) = (store.at_root(&record.root).ok()?, record.manifest_id().ok()?);
         let starts = StartLogs::new(&store, &config.tenant, &config.cache_dir, &manifest, command);
-        let expected = config.prefetch.then(|| {
+        let expected = (config.load != LoadMode::OnDemand).then(|| {
             let (answer, expected) = channel();
             let starts = starts.clone();
             let work = move || answer.send(starts.expected());
@@ -73,50 +99,93 @@ impl StartsWanted {
 
 impl Opened {
     /// Resolves the record's image and opens its manifest. Nothing of its content is read.
-    pub(super) fn open(config: &AgentConfig, record: &Record, command: Option<&[String]>) -> Result<Self, Error> {
-        let failed = |operation: &'static str| {
-            let image = record.image.clone();
-            move |error: snowmelt_store::Error| Error::Image {
-                cause: store_cause(&error),
-                message: format!("{operation} {image}: {}", chain(&error)),
-            }
-        };
+    pub(super) fn open(
+        config: &AgentConfig,
+        record: &Record,
+        command: Option<&[String]>,
+        way: &Way,
+    ) -> Result<Self, Error> {
+        let failed = |operation| image_error(operation, &record.image);
         let name: ImageName = record.image.parse().map_err(failed("find image"))?;
-        let fails_at_once = config.on_unavailable == OnUnavailable::Fail;
-        let options = StoreOptions {
-            allow_http: config.allow_http,
-            root: None,
-            s3: config.s3.clone(),
-            request_timeout: StoreOptions::default().request_timeout.min(config.deadline),
-            // Opening an image keeps to what holds for reading it.
-            patience: if fails_at_once { Duration::ZERO } else { config.deadline },
-        };
-        let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
-        let keys = open_keys(config).map_err(|error| failed("open the keys of image")(error.into()))?;
+        let (store, keys) = open_store_and_keys(config, &record.image)?;
         let mut starts = None;
         let seen = SeenNames::new(&config.cache_dir);
         let opening = Opening { tenant: &config.tenant, keys: &keys, seen: Some(&seen) };
         let opened = open_image_with(&store, &name, &opening, |record| {
             starts = StartsWanted::ask(config, &store, record, command);
         });
-        let OpenedImage { manifest, metadata, store, .. } = opened.map_err(failed("open image"))?;
+        let opened = opened.map_err(failed("open image"))?;
         let starts =
             starts.ok_or_else(|| Error::invalid("agent", "opened an image that it did not find: this is a bug"))?;
-        let (starts, expected) = starts.answer();
-        let disk = if config.cache_bytes == 0 {
-            None
-        } else {
-            let disk = DiskCache::open(&config.cache_dir, config.cache_bytes);
-            Some(disk.map_err(|source| {
-                Error::io("open the cache", config.cache_dir.display(), std::io::Error::other(source))
-            })?)
+        let (mut starts, expected) = starts.answer();
+        if let Way::Worker(link) = way {
+            starts = starts.kept_by(link.clone());
+        }
+        let opened = Self::with(config, record, way, &name, opened, (starts, expected), None)?;
+        // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
+        let device = &opened.device;
+        if opened.load != LoadMode::All {
+            let expected: Vec<u64> = opened.expected.log.indices().collect();
+            let near = device.are_near(&expected);
+            device.prefetch(expected.iter().zip(near).filter(|(_, is_near)| !is_near).map(|(chunk, _)| *chunk));
+        }
+        Ok(opened)
+    }
+
+    /// Goes on with the device of an agent that is gone. `held` are its descriptors: that of the FUSE connection first.
+    pub(super) fn resume(
+        config: &AgentConfig,
+        record: &Record,
+        way: &Way,
+        handed_over: HandedOver,
+        held: Vec<OwnedFd>,
+        mounter: Mounter,
+    ) -> Result<Mounted, Error> {
+        let failed = |operation| image_error(operation, &record.image);
+        let name: ImageName = record.image.parse().map_err(failed("find image"))?;
+        let (store, keys) = open_store_and_keys(config, &record.image)?;
+        // The very manifest: the name may stand for another one by now.
+        let opening = Opening { tenant: &config.tenant, keys: &keys, seen: None };
+        let opened = open_record(&store, &name, handed_over.record, &opening).map_err(failed("open image"))?;
+        let manifest = opened.manifest.id();
+        // What is read from here on is no start.
+        let starts = StartLogs::new(&opened.store, &config.tenant, &config.cache_dir, &manifest, None);
+        let mut held = held.into_iter();
+        let connection = held.next().into_iter().collect();
+        let device = DeviceHandover { descriptors: held.collect(), state: handed_over.device };
+        let starts = (starts, Expected::default());
+        let opened = Self::with(config, record, way, &name, opened, starts, Some(device))?;
+        let session = fuse::Handover { descriptors: connection, state: handed_over.session };
+        let export = fuse::resume(Arc::clone(&opened.device), session).map_err(|error| device_error(&error))?;
+        if opened.load == LoadMode::Background {
+            opened.device.fetch_in_background(opened.all_chunks());
+        }
+        let recorder = Recorder::start(&opened.device, &opened.starts, &opened.expected, Duration::ZERO);
+        Ok(Mounted { opened, mounter: Mutex::new(mounter), recorder, export })
+    }
+
+    fn with(
+        config: &AgentConfig,
+        record: &Record,
+        way: &Way,
+        name: &ImageName,
+        opened: OpenedImage,
+        (starts, expected): (StartLogs, Expected),
+        resumed: Option<DeviceHandover>,
+    ) -> Result<Self, Error> {
+        let OpenedImage { record: found, manifest, metadata, store, .. } = opened;
+        let (tiers, lease) = match way {
+            Way::Own => own_tiers(config, record, store, manifest.id())?,
+            Way::Worker(link) => {
+                link.opened(&found)?;
+                (Arc::new(Tiers::of_worker(link.chunks(StoreOptions::default().request_timeout)?)), None)
+            }
         };
-        let by = format!("sandbox {}", record.id);
-        let lease = ImageLease::new(&store, &config.tenant, manifest.id(), config.lease, &by);
-        let may_lease = store.is_object_storage();
-        let tiers = Arc::new(Tiers::new(Arc::new(store), disk));
-        // A web server that only gives takes no leases; whoever runs such a mirror keeps what is in use.
-        let lease = may_lease.then(|| LeaseKeeper::start(lease, Arc::clone(&tiers))).flatten();
+        let load = match way {
+            Way::Own => check_room(config, &manifest, name)?,
+            // The worker keeps what it finds worth its room.
+            Way::Worker(_) => config.load,
+        };
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
             writable: record.writable,
@@ -128,8 +197,11 @@ impl Opened {
                 OnUnavailable::Fail => snowmelt_device::OnUnavailable::Fail,
             },
             image_name: Some(name.to_string()),
-            // Without prefetch nothing is loaded but what is touched.
-            read_ahead_chunks: if config.prefetch { DeviceOptions::default().read_ahead_chunks } else { 0 },
+            record_for: config.record_for,
+            read_ahead_chunks: match config.load {
+                LoadMode::OnDemand => 0,
+                _ => DeviceOptions::default().read_ahead_chunks,
+            },
             // Its pages are read ahead in the order of its chunks.
             reads_once: expected.same_command,
             // A known start is not sequential where its log does not say so; its work after that may be.
@@ -144,11 +216,47 @@ impl Opened {
             std::fs::create_dir_all(&config.overlay_dir)
                 .map_err(|source| Error::io("make the folder", config.overlay_dir.display(), source))?;
         }
-        let device =
-            Arc::new(Device::new(manifest, Arc::clone(&tiers), options).map_err(|error| device_error(&error))?);
-        // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
-        device.prefetch(expected.log.chunks.iter().copied().filter(|chunk| !device.is_near(*chunk)));
-        Ok(Self { config: metadata.config, device, tiers, lease, starts, expected, image_chunks, chunk_size })
+        let handover_key = manifest.handover_key();
+        let device = match resumed {
+            None => Device::new(manifest, Arc::clone(&tiers), options),
+            Some(handover) => Device::resume(manifest, Arc::clone(&tiers), options, handover, &handover_key),
+        };
+        let device = Arc::new(device.map_err(|error| device_error(&error))?);
+        Ok(Self {
+            config: metadata.config,
+            record: found,
+            device,
+            handover_key,
+            tiers,
+            lease,
+            starts,
+            expected,
+            load,
+            record_for: config.record_for,
+            image_chunks,
+            chunk_size,
+        })
+    }
+
+    /// Loads the whole image, if that is what is wanted before the command starts.
+    pub(super) fn load_all(&self, progress: &dyn Fn(u64, u64)) -> Result<(), Error> {
+        if self.load != LoadMode::All {
+            return Ok(());
+        }
+        let mut told: Option<Instant> = None;
+        let mut tell = |bytes, total| {
+            if bytes == total || told.is_none_or(|told| told.elapsed() >= BETWEEN_REPORTS) {
+                told = Some(Instant::now());
+                progress(bytes, total);
+            }
+        };
+        self.device.fetch_all(self.all_chunks(), &mut tell).map_err(|error| device_error(&error))
+    }
+
+    /// Every chunk of the image: what the start is expected to read, and then the others as they lie.
+    fn all_chunks(&self) -> impl Iterator<Item = u64> + '_ {
+        let slots = self.device.size_bytes().div_ceil(u64::from(self.chunk_size));
+        self.expected.log.indices().chain(0..slots)
     }
 
     pub(super) fn config(&self) -> &ImageConfig {
@@ -165,10 +273,14 @@ impl Opened {
             read_only: !record.writable,
             directory: record.directory.clone(),
             for_all: record.kind == Kind::Mount,
-            expected: self.expected.log.encode(),
+            expected: self.expected.to_replay().encode(),
         };
         mounter.mount(export.mount_point(), order).map_err(|error| self.explained(error))?;
-        Ok(Mounted { opened: self, mounter: Mutex::new(mounter), export })
+        if self.load == LoadMode::Background {
+            self.device.fetch_in_background(self.all_chunks());
+        }
+        let recorder = Recorder::start(&self.device, &self.starts, &self.expected, self.record_for);
+        Ok(Mounted { opened: self, mounter: Mutex::new(mounter), recorder, export })
     }
 
     /// Says which chunk it was where the kernel says no more than that it could not read.
@@ -183,7 +295,89 @@ impl Opened {
     }
 }
 
+/// The tiers of an agent that reads them itself, and its lease on the image.
+fn own_tiers(
+    config: &AgentConfig,
+    record: &Record,
+    store: Store,
+    manifest: ManifestId,
+) -> Result<(Arc<Tiers>, Option<LeaseKeeper>), Error> {
+    let disk =
+        if config.cache_bytes == 0 {
+            None
+        } else {
+            let disk = DiskCache::open(&config.cache_dir, config.cache_bytes);
+            Some(disk.map_err(|source| {
+                Error::io("open the cache", config.cache_dir.display(), std::io::Error::other(source))
+            })?)
+        };
+    let zone = config.zone.as_ref().map(ZoneOptions::connect).transpose();
+    let zone = zone.map_err(|error| Error::invalid("the zone's cache", error.to_string()))?;
+    let by = format!("sandbox {}", record.id);
+    let lease = ImageLease::new(&store, &config.tenant, manifest, config.lease, &by);
+    let may_lease = store.is_object_storage();
+    let tiers = Arc::new(Tiers::new(Arc::new(store), disk, zone));
+    let moving = Arc::clone(&tiers);
+    // A web server that only gives takes no leases; whoever runs such a mirror keeps what is in use.
+    let lease = may_lease.then(|| LeaseKeeper::start(lease, move |store| moving.set_store(Arc::new(store)))).flatten();
+    Ok((tiers, lease))
+}
+
+fn open_store_and_keys(config: &AgentConfig, image: &str) -> Result<(Store, KeyRing), Error> {
+    let failed = |operation| image_error(operation, image);
+    let fails_at_once = config.on_unavailable == OnUnavailable::Fail;
+    let options = StoreOptions {
+        allow_http: config.allow_http,
+        root: None,
+        s3: config.s3.clone(),
+        request_timeout: StoreOptions::default().request_timeout.min(config.deadline),
+        // Opening an image keeps to what holds for reading it.
+        patience: if fails_at_once { Duration::ZERO } else { config.deadline },
+    };
+    let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
+    let keys = open_keys(config).map_err(|error| failed("open the keys of image")(error.into()))?;
+    Ok((store, keys))
+}
+
+fn image_error(operation: &'static str, image: &str) -> impl Fn(snowmelt_store::Error) -> Error {
+    let image = image.to_owned();
+    move |error| Error::Image { cause: store_cause(&error), message: format!("{operation} {image}: {}", chain(&error)) }
+}
+
 impl Mounted {
+    /// Whether a successor can go on with the device.
+    pub(super) fn can_be_taken_over(&self) -> bool {
+        self.export.can_be_taken_over()
+    }
+
+    /// What a successor needs, and its descriptors: of the mounter, of the FUSE connection, of the overlay.
+    pub(super) fn hand_over(
+        &self,
+        runtime: Option<ProcessId>,
+        detached: bool,
+    ) -> Result<(HandedOver, Vec<OwnedFd>), Error> {
+        let failed = |error: snowmelt_device::Error| device_error(&error);
+        let fuse::Handover { descriptors: connection, state: session } = self.export.handover().map_err(failed)?;
+        let device = self.opened.device.handover(&self.opened.handover_key).map_err(failed)?;
+        let (mounter, sockets) = self.mounter.lock().unwrap_or_else(PoisonError::into_inner).to_hand_over()?;
+        let record = self.opened.record.clone();
+        let held = sockets.into_iter().chain(connection).chain(device.descriptors).collect();
+        Ok((HandedOver { record, device: device.state, session, mounter, runtime, detached }, held))
+    }
+
+    /// Leaves everything to a successor.
+    pub(super) fn let_go(self) {
+        let Self { opened, mounter, recorder, export } = self;
+        // What was read so far is the start, if it is not over yet.
+        recorder.finish();
+        match export.let_go(LET_GO_PATIENCE) {
+            Ok(left) => tracing::debug!(left, "let go of the device"),
+            Err(error) => tracing::warn!(%error, "the device was not let go of in order"),
+        }
+        mounter.into_inner().unwrap_or_else(PoisonError::into_inner).leave();
+        drop(opened);
+    }
+
     /// Unmounts the root file system for good: what was written in it goes nowhere any more.
     pub(super) fn discard_root(&self) -> Result<(), Error> {
         self.opened.device.drop_writes();
@@ -219,6 +413,9 @@ impl Mounted {
                 })
                 .collect(),
             prefetched: stats.prefetched,
+            in_vain: stats.in_vain,
+            in_background: stats.in_background,
+            load: self.opened.load,
             failures: stats.failures,
             retries: stats.retries,
             stalls: stats.stalls,
@@ -234,16 +431,39 @@ impl Mounted {
     /// Takes down what is below the root file system, and keeps what is worth keeping: the chunks that were fetched, and
     /// which were needed.
     pub(super) fn close(self) {
-        let Self { opened, mounter, export } = self;
-        let log = StartLog::record(&opened.device);
-        opened.starts.keep(&log, &opened.expected);
+        let Self { opened, mounter, recorder, export } = self;
+        let kept = recorder.finish();
         // It ends with the last thing that waits for the device; only then may nobody serve it any more.
         drop(mounter);
         drop(export);
         opened.tiers.flush();
         // What asks a server comes last: nothing that others may wait for is held any more.
-        opened.starts.share(&log, &opened.expected);
+        if let Some(kept) = kept {
+            opened.starts.share(&kept);
+        }
         drop(opened.lease);
+    }
+}
+
+/// How the image can be loaded: the whole of it only where the cache has room for it.
+fn check_room(config: &AgentConfig, manifest: &OpenedManifest, image: &ImageName) -> Result<LoadMode, Error> {
+    let bytes: u64 = manifest.records().iter().map(|record| u64::from(record.stored_length)).sum();
+    if bytes <= config.cache_bytes {
+        return Ok(config.load);
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let reason = format!(
+        "{image} has {} MiB of chunks, and the cache holds {} MiB: set a larger cache_size, or another mode",
+        mib(bytes),
+        mib(config.cache_bytes)
+    );
+    match config.load {
+        LoadMode::All => Err(Error::invalid("load `all`", reason)),
+        LoadMode::Background => {
+            tracing::warn!("load `background` is `prefetch` here: {reason}");
+            Ok(LoadMode::Prefetch)
+        }
+        mode => Ok(mode),
     }
 }
 

@@ -1,11 +1,9 @@
 //! Keeps the lease on the image in use, in a thread of its own, and follows the image to another root.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use snowmelt_cache::Tiers;
-use snowmelt_store::ImageLease;
+use snowmelt_store::{ImageLease, Store};
 
 use super::start_logs::PATIENCE;
 
@@ -13,24 +11,26 @@ use super::start_logs::PATIENCE;
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Ends the lease when it is dropped. A store that does not answer is not waited for: a lease that stays ends by itself.
-pub(super) struct LeaseKeeper {
+#[derive(Debug)]
+pub(crate) struct LeaseKeeper {
     stop: Option<Sender<()>>,
     ended: Receiver<()>,
 }
 
 impl LeaseKeeper {
     /// Nothing is asked of the store before [`ImageLease::keep_again_after`]: a start has other things to wait for, and most
-    /// sandboxes end before. `None` where there is no thread for it.
-    pub(super) fn start(mut lease: ImageLease, tiers: Arc<Tiers>) -> Option<Self> {
+    /// sandboxes end before. `moved` is told of the store at another root, where the image was copied to. `None` where there is no
+    /// thread for it.
+    pub(crate) fn start(mut lease: ImageLease, moved: impl Fn(Store) + Send + 'static) -> Option<Self> {
         let (stop, stopped) = channel::<()>();
         let (ends, ended) = channel();
         let work = move || {
             let mut wait = lease.keep_again_after();
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 match lease.keep() {
-                    Ok(moved) => {
-                        if let Some(store) = moved {
-                            tiers.set_store(Arc::new(store));
+                    Ok(elsewhere) => {
+                        if let Some(store) = elsewhere {
+                            moved(store);
                         }
                         wait = lease.keep_again_after();
                     }

@@ -14,11 +14,12 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::libc;
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
@@ -82,7 +83,7 @@ pub(super) struct Mounter {
 }
 
 impl Mounter {
-    /// Forks it. To be called while this process has one thread, and no descriptor that the other must not have.
+    /// Forks it. To be called while this process has one thread.
     #[allow(unsafe_code)]
     pub(super) fn start() -> Result<Self, Error> {
         let io = |source| Error::io("start", "the process that mounts", source);
@@ -98,15 +99,50 @@ impl Mounter {
             }
             ForkResult::Child => {
                 drop((ours, answers, descriptors));
-                // The pipes are the agent's: who reads or writes them learns of its end.
+                // The pipes and sockets are the agent's: who is at their other ends learns of its end.
                 if let Ok(nothing) = std::fs::File::options().read(true).write(true).open("/dev/null") {
                     let _ = rustix::stdio::dup2_stdin(nothing.as_fd());
                     let _ = rustix::stdio::dup2_stdout(nothing.as_fd());
                 }
+                close_all_but([theirs.as_raw_fd(), their_descriptors.as_raw_fd()]);
                 serve(&theirs, &their_descriptors);
                 std::process::exit(0)
             }
         }
+    }
+
+    /// The mounter of an agent that is gone.
+    pub(super) fn resume(stream: OwnedFd, descriptors: OwnedFd, process: i32, directory: &Path) -> Result<Self, Error> {
+        let stream = UnixStream::from(stream);
+        let answers = stream.try_clone().map_err(|source| Error::io("take over", "the process that mounts", source))?;
+        let process = Pid::from_raw(process)
+            .ok_or_else(|| Error::invalid("the process that mounts", "has no number: this is a bug"))?;
+        Ok(Self {
+            stream: Some(stream),
+            descriptors: descriptors.into(),
+            answers: Lines::new(answers.into()),
+            process,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The number of its process, and the sockets that reach it, which are to be held for [`Mounter::resume`].
+    pub(super) fn to_hand_over(&self) -> Result<(i32, [OwnedFd; 2]), Error> {
+        let io = |source| Error::io("hand over", "the process that mounts", source);
+        let stream = self.stream.as_ref().ok_or_else(|| io(std::io::Error::other("it has ended")))?;
+        let sockets = [stream.try_clone().map_err(io)?.into(), self.descriptors.try_clone().map_err(io)?.into()];
+        Ok((self.process.as_raw_nonzero().get(), sockets))
+    }
+
+    /// Leaves it to a successor of this process.
+    pub(super) fn leave(mut self) {
+        self.stream = None;
+    }
+
+    /// Enters a mount namespace, which the mounter then is in, too. To be called while this process has one thread.
+    pub(super) fn enter_namespace(namespace: BorrowedFd<'_>) -> Result<(), Error> {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNS)
+            .map_err(|error| Error::io("enter", "the mount namespace of the sandbox", std::io::Error::from(error)))
     }
 
     /// Leaves the mount namespace that the mounter is in, and stays in, for one like it. To be called while this process has one
@@ -145,12 +181,24 @@ impl Mounter {
     }
 }
 
+/// Closes every descriptor from 3 on but two.
+#[allow(unsafe_code)]
+fn close_all_but(kept: [RawFd; 2]) {
+    let [low, high] = [kept[0].min(kept[1]).cast_unsigned(), kept[0].max(kept[1]).cast_unsigned()];
+    for (first, last) in [(3, low.saturating_sub(1)), (low + 1, high.saturating_sub(1)), (high + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: this process is the child of a fork that goes on with the two descriptors alone and ends without dropping
+            // any other value, so nobody uses the others again.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+}
+
 impl Drop for Mounter {
     fn drop(&mut self) {
         // What reads the answers holds it open too.
-        if let Some(stream) = self.stream.take() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
+        let Some(stream) = self.stream.take() else { return };
+        let _ = stream.shutdown(std::net::Shutdown::Both);
         if let Ok(pidfd) = pidfd_open(self.process, PidfdFlags::empty())
             && !wait_readable(&pidfd, END_PATIENCE)
         {
@@ -187,8 +235,13 @@ fn serve(stream: &UnixStream, descriptors: &UnixStream) {
     let Ok(orders) = stream.try_clone() else { return };
     let mut orders = Lines::new(orders.into());
     let mut mounted: Option<(PathBuf, LoopDevice)> = None;
+    // Once: who asks may by then be an agent that somebody has broken into, and this process may mount anything anywhere.
+    let mut has_mounted = false;
     while let Ok(Some(order)) = orders.next::<Order>() {
         let outcome = match order {
+            Order::Mount(_) if std::mem::replace(&mut has_mounted, true) => {
+                Outcome::Failed { cause: Cause::Other, message: "it mounts one device, once".into() }
+            }
             Order::Mount(order) => match attach_and_mount(&order, descriptors) {
                 Ok((device, log)) => {
                     let _ = send(stream, &Outcome::Done);

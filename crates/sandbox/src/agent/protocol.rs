@@ -9,9 +9,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snowmelt_image::ImageConfig;
 use snowmelt_store::S3Options;
+use snowmelt_zone::ZoneOptions;
 
 use crate::identity::ProcessId;
 use crate::state::Record;
+use crate::worker::Place;
 use crate::{Cause, Error, Stats};
 
 /// A line longer than this is not ours: image configurations are the longest, and end at 8 MiB.
@@ -26,6 +28,61 @@ pub enum OnUnavailable {
     Block,
     /// Give an I/O error at once.
     Fail,
+}
+
+/// Whether sandboxes are started by the machine's worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UseWorker {
+    /// Where one runs.
+    #[default]
+    Auto,
+    /// Only so.
+    Always,
+    /// Not even then.
+    Never,
+}
+
+/// What of an image is loaded when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadMode {
+    /// What is read, when it is read, and nothing else.
+    OnDemand,
+    /// And ahead of that what earlier starts of the command read, and what follows sequential reads.
+    #[default]
+    Prefetch,
+    /// And then the rest of the image, while nothing else is to be loaded.
+    Background,
+    /// All of the image, before the command starts.
+    All,
+}
+
+impl LoadMode {
+    /// All of them, by the names that settings have for them.
+    pub const NAMES: [(&str, Self); 4] = [
+        ("on-demand", Self::OnDemand),
+        ("prefetch", Self::Prefetch),
+        ("background", Self::Background),
+        ("all", Self::All),
+    ];
+}
+
+impl std::fmt::Display for LoadMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, mode)| mode == self).map_or("?", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl std::str::FromStr for LoadMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
+        let reason = "use `on-demand`, `prefetch`, `background` or `all`";
+        found.map(|(_, mode)| *mode).ok_or_else(|| Error::invalid(format!("load `{text}`"), reason))
+    }
 }
 
 /// Where an agent finds images and how it serves them.
@@ -55,25 +112,33 @@ pub struct AgentConfig {
     pub deadline: Duration,
     /// What happens when a chunk cannot be had.
     pub on_unavailable: OnUnavailable,
-    /// Load at the start what earlier runs of the image touched, in their order.
-    pub prefetch: bool,
+    /// What is loaded when.
+    pub load: LoadMode,
+    /// For how long it is recorded what a start reads; zero records nothing.
+    pub record_for: Duration,
     /// Directory of the files that hold what sandboxes write, encrypted and without a name. It needs room, so no directory in
     /// memory.
     pub overlay_dir: PathBuf,
     /// How much a sandbox may write, in bytes.
     pub overlay_bytes: u64,
+    /// Whether the machine's worker starts it.
+    pub worker: UseWorker,
+    /// The zone's cache, for an agent that reads chunks itself.
+    pub zone: Option<ZoneOptions>,
     /// The program that runs [`crate::agent_main`] when it is given the one argument `agent`.
     pub agent_command: PathBuf,
 }
 
 /// The first line that an agent reads: everything it needs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     pub(crate) config: AgentConfig,
     pub(crate) state: PathBuf,
     pub(crate) record: Record,
     /// What will be run, as it was asked for; `None` if it is not known.
     pub(crate) command: Option<Vec<String>>,
+    /// The worker that starts the agent, if one does.
+    pub(crate) worker: Option<Place>,
 }
 
 /// Later lines. The end of the input without [`Control::Stop`] or [`Control::Detach`] means that the maker is dead.
@@ -94,6 +159,8 @@ pub(crate) enum Control {
 pub(crate) enum Report {
     /// The manifest is open.
     Opened(Box<ImageConfig>),
+    /// So many bytes of the image are here, before it is mounted.
+    Loading { bytes: u64, total: u64 },
     /// The root file system is mounted.
     Mounted,
     /// It is not, and will not be.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! <root of the store>/starts/<tenant>/   and   <cache>/starts/
-//!   <manifest id>/<16 hex>      what a command read: named by a hash of its words
+//!   <manifest id>/<16 hex>      what starts of a command read, merged: named by a hash of its words
 //!                 common        what all commands so far have in common, once there were two
 //!                 first         the log of the first command, to compare with the second
 //! ```
@@ -12,6 +12,7 @@
 //! What a program reads at its start depends on the program, not on the image: a command gets its own log, and one that was
 //! never seen gets what the others have in common. Everything here is advice; what cannot be read or written is left out.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -21,6 +22,11 @@ use snowmelt_chunk::ManifestId;
 use snowmelt_device::StartLog;
 use snowmelt_store::Store;
 
+use super::link::Link;
+use crate::worker::{FromAgent, StartRead};
+
+/// Hexadecimal digits of a log's name.
+const NAME_LENGTH: usize = 16;
 /// A log longer than this is not read.
 const LONGEST_BYTES: u64 = 8 << 20;
 /// Logs that are kept of one image, and images of which logs are kept; the longest unused go. 4 KiB to 100 KiB a log.
@@ -28,12 +34,14 @@ const MOST_LOGS: usize = 64;
 const MOST_IMAGES: usize = 256;
 /// A longer one is not put into object storage, from where it would not be read.
 const LONGEST_REMOTE_BYTES: usize = 1 << 20;
+/// A log whose chunks are the same is put into object storage once in so many starts, so that other machines get older too.
+const SHARED_EVERY: u64 = 16;
 /// How long the end of a sandbox waits for object storage to take its log, or anything else that can do without.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The logs of one image for one command.
 #[derive(Clone, Debug)]
-pub(super) struct StartLogs {
+pub(crate) struct StartLogs {
     all: PathBuf,
     image: PathBuf,
     /// `None` for a mount, of which nobody knows what will be read.
@@ -42,6 +50,8 @@ pub(super) struct StartLogs {
     is_cache: bool,
     /// Where others find the logs too, if that is no directory.
     remote: Option<Remote>,
+    /// The worker, where it is who keeps them.
+    keeper: Option<Link>,
 }
 
 /// The logs of an image in a store that is asked by requests.
@@ -60,9 +70,38 @@ pub(super) struct Expected {
     pub(super) same_command: bool,
 }
 
+impl Expected {
+    /// The chunks whose pages are replayed. Of the command's own some are not, to see whether they are still needed.
+    pub(super) fn replayed(&self) -> HashSet<u64> {
+        let examined = self.examined();
+        self.log.indices().filter(|index| !examined.contains(index)).collect()
+    }
+
+    /// The log as it is replayed.
+    pub(super) fn to_replay(&self) -> StartLog {
+        self.log.without_pages_of(&self.examined())
+    }
+
+    fn examined(&self) -> HashSet<u64> {
+        if self.same_command { self.log.examined() } else { HashSet::new() }
+    }
+}
+
+/// A start that was kept.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    start: StartLog,
+    replayed: HashSet<u64>,
+    merged: StartLog,
+    /// Whether it is the first of its command here.
+    is_new: bool,
+    /// Whether others may want to know.
+    is_news: bool,
+}
+
 impl StartLogs {
     /// `command` is what was asked for: the image's own words for it are the image's, so they need not be here.
-    pub(super) fn new(
+    pub(crate) fn new(
         store: &Store,
         tenant: &str,
         cache: &Path,
@@ -75,44 +114,77 @@ impl StartLogs {
         let image = all.join(manifest.to_string());
         let command = command.map(|words| {
             let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
-            hash[..16].to_owned()
+            hash[..NAME_LENGTH].to_owned()
         });
         let remote = is_cache.then(|| Remote { store: store.clone(), tenant: tenant.into(), manifest: *manifest });
-        Self { all, image, command, is_cache, remote }
+        Self { all, image, command, is_cache, remote, keeper: None }
+    }
+
+    /// Has them kept by the worker, since this process may not.
+    pub(super) fn kept_by(self, link: Link) -> Self {
+        Self { keeper: Some(link), ..self }
+    }
+
+    /// Whether it is known what is started; only then is anything kept.
+    pub(super) fn has_command(&self) -> bool {
+        self.command.is_some()
     }
 
     /// What is known about the start to come; nothing is an empty log. A store that is no directory is asked where this machine
     /// knows nothing: two requests, beside those for the manifest.
     pub(super) fn expected(&self) -> Expected {
-        let remote = |name: &str| self.remote.as_ref()?.read(name);
-        let own = self.command.as_deref().and_then(|name| read(&self.image.join(name)).or_else(|| remote(name)));
-        if let Some(log) = own {
+        if let Some(log) = self.command.as_deref().and_then(|name| self.read(name)) {
             return Expected { log, same_command: true };
         }
-        let common = read(&self.image.join("common")).or_else(|| remote("common"));
-        Expected { log: common.unwrap_or_default(), same_command: false }
+        Expected { log: self.read("common").unwrap_or_default(), same_command: false }
     }
 
-    /// Keeps what a start read, once it is over. Other sandboxes may do so at the same time: the last one wins, and any of them is
-    /// right.
-    pub(super) fn keep(&self, log: &StartLog, expected: &Expected) {
-        let Some(name) = self.command.as_ref().filter(|_| is_news(log, expected)) else { return };
-        if let Err(error) = self.write(name, log, expected) {
+    /// What is known here, or else elsewhere.
+    fn read(&self, name: &str) -> Option<StartLog> {
+        read(&self.image.join(name)).or_else(|| self.remote.as_ref()?.read(name))
+    }
+
+    /// Merges what a start read into what is kept of its command; gives what others may want to know. Other sandboxes may do so
+    /// at the same time: then one of the starts is lost, which is as if it had not been.
+    pub(super) fn keep(&self, start: StartLog, expected: &Expected) -> Option<Kept> {
+        let name = self.command.as_deref().filter(|_| !start.is_empty())?;
+        if let Some(link) = &self.keeper {
+            let (start, log) = (start.encode(), expected.log.encode());
+            let read = StartRead { start, expected: log, same_command: expected.same_command };
+            link.tell(&FromAgent::Read(Box::new(read)));
+            return None;
+        }
+        let own = read(&self.image.join(name)).or_else(|| expected.same_command.then(|| expected.log.clone()));
+        let replayed = expected.replayed();
+        let merged = own.as_ref().map_or_else(|| start.clone(), |own| own.merged(&start, &replayed));
+        if let Err(error) = self.write(name, &merged, own.is_none()) {
             // A store may well be for others to write.
             tracing::info!(path = %self.image.display(), %error, "what this start read is not kept");
+        }
+        let is_news =
+            own.as_ref().is_none_or(|own| !own.has_chunks_of(&merged)) || merged.starts.is_multiple_of(SHARED_EVERY);
+        Some(Kept { start, replayed, merged, is_new: own.is_none(), is_news })
+    }
+
+    /// Keeps and shares what an agent says that a start read, which may be anything.
+    pub(crate) fn keep_text(&self, start: &str, expected: &str, same_command: bool) {
+        let (Some(start), Some(log)) = (StartLog::decode(start), StartLog::decode(expected)) else { return };
+        let expected = Expected { log, same_command };
+        if let Some(kept) = self.keep(start, &expected) {
+            self.share(&kept);
         }
     }
 
     /// The same in object storage, for other machines; what asks a server is for the very end.
-    pub(super) fn share(&self, log: &StartLog, expected: &Expected) {
+    pub(super) fn share(&self, kept: &Kept) {
         let (Some(name), Some(remote)) = (&self.command, self.remote.clone()) else { return };
-        if !is_news(log, expected) || !remote.store.is_object_storage() {
+        if !kept.is_news || !remote.store.is_object_storage() {
             return;
         }
-        let (name, log, is_new) = (name.clone(), log.clone(), !expected.same_command);
+        let (name, kept) = (name.clone(), kept.clone());
         // Nobody waits for a server that does not answer: the thread ends with the process.
         let (done, waited) = mpsc::channel();
-        let put = move || done.send(remote.put(&name, &log, is_new));
+        let put = move || done.send(remote.put(&name, &kept));
         let started = std::thread::Builder::new().name("put-start-log".into()).spawn(put);
         match started.map(|_| waited.recv_timeout(PATIENCE)) {
             Ok(Ok(Ok(()))) => {}
@@ -121,10 +193,10 @@ impl StartLogs {
         }
     }
 
-    fn write(&self, name: &str, log: &StartLog, expected: &Expected) -> io::Result<()> {
+    fn write(&self, name: &str, log: &StartLog, is_new: bool) -> io::Result<()> {
         std::fs::create_dir_all(&self.image)?;
         write(&self.image.join(name), log)?;
-        if !expected.same_command {
+        if is_new {
             let (first, common) = (self.image.join("first"), self.image.join("common"));
             match read(&common).or_else(|| read(&first)) {
                 Some(before) => write(&common, &before.common(log))?,
@@ -137,11 +209,45 @@ impl StartLogs {
         }
         Ok(())
     }
+
+    /// The names of the logs that are there.
+    fn names(&self) -> Vec<String> {
+        let here = std::fs::read_dir(&self.image).into_iter().flatten().flatten();
+        let mut names: Vec<String> = here.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        if let Some(remote) = &self.remote {
+            names.extend(remote.store.list_start_logs(&remote.tenant, &remote.manifest).unwrap_or_default());
+        }
+        names.retain(|name| name.len() == NAME_LENGTH && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        names.sort();
+        names.dedup();
+        names
+    }
 }
 
-/// Whether a log says something that was not known.
-fn is_news(log: &StartLog, expected: &Expected) -> bool {
-    !(log.is_empty() || expected.same_command && expected.log == *log)
+/// What is known of the starts of one command of an image.
+#[derive(Clone, Debug)]
+pub struct CommandLog {
+    /// A hash of the command's words; the words themselves are kept nowhere, since they may be secret.
+    pub name: String,
+    /// What its starts read.
+    pub log: StartLog,
+}
+
+/// What is known of the starts of an image: of all its commands, or of the one with these words and entrypoint, as they are given
+/// to a run. The longest log comes first. What cannot be read is left out.
+pub fn command_logs(
+    store: &Store,
+    tenant: &str,
+    cache: &Path,
+    manifest: &ManifestId,
+    command: Option<&[String]>,
+) -> Vec<CommandLog> {
+    let logs = StartLogs::new(store, tenant, cache, manifest, command);
+    let names = logs.command.clone().map_or_else(|| logs.names(), |name| vec![name]);
+    let log = |name: String| logs.read(&name).map(|log| CommandLog { name, log });
+    let mut found: Vec<CommandLog> = names.into_iter().filter_map(log).collect();
+    found.sort_by_key(|found| std::cmp::Reverse((found.log.starts, found.log.chunks.len())));
+    found
 }
 
 impl Remote {
@@ -152,7 +258,7 @@ impl Remote {
 
     /// Puts a log, and what it has in common with the others where its command is new. As many as there may be stay as they are:
     /// other commands have what is common.
-    fn put(&self, name: &str, log: &StartLog, is_new: bool) -> Result<(), snowmelt_store::Error> {
+    fn put(&self, name: &str, kept: &Kept) -> Result<(), snowmelt_store::Error> {
         let there = self.store.list_start_logs(&self.tenant, &self.manifest)?;
         let is_there = |name: &str| there.iter().any(|log| log == name);
         let put = |name: &str, log: &StartLog| {
@@ -163,20 +269,26 @@ impl Remote {
             }
             self.store.put_start_log(&self.tenant, &self.manifest, name, &text)
         };
-        // Another machine may have put the same command's log meanwhile.
-        if is_new && !is_there(name) {
-            let before = ["common", "first"].into_iter().filter(|name| is_there(name)).find_map(|name| self.read(name));
-            match before {
-                Some(before) => {
-                    let common = before.common(log);
-                    if common != before || !is_there("common") {
-                        put("common", &common)?;
-                    }
-                }
-                None => put("first", log)?,
-            }
+        if !kept.is_new {
+            return put(name, &kept.merged);
         }
-        put(name, log)
+        // Another machine may have put the same command's log meanwhile, or long ago if nobody asked for it.
+        if is_there(name)
+            && let Some(before) = self.read(name)
+        {
+            return put(name, &before.merged(&kept.start, &kept.replayed));
+        }
+        let before = ["common", "first"].into_iter().filter(|name| is_there(name)).find_map(|name| self.read(name));
+        match before {
+            Some(before) => {
+                let common = before.common(&kept.merged);
+                if common != before || !is_there("common") {
+                    put("common", &common)?;
+                }
+            }
+            None => put("first", &kept.merged)?,
+        }
+        put(name, &kept.merged)
     }
 }
 
@@ -214,6 +326,8 @@ fn prune(folder: &Path, most: usize) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use snowmelt_device::LoggedChunk;
+
     use super::*;
 
     fn store(folder: &Path) -> Store {
@@ -221,7 +335,8 @@ mod tests {
     }
 
     fn log(chunks: &[u64]) -> StartLog {
-        StartLog { chunks: chunks.to_vec(), ..StartLog::default() }
+        let chunk = |index: &u64| LoggedChunk { index: *index, weight: 2, ..LoggedChunk::default() };
+        StartLog { starts: 1, chunks: chunks.iter().map(chunk).collect(), vain: Vec::new() }
     }
 
     #[test]
@@ -236,8 +351,8 @@ mod tests {
         let start = |words: &[&str], chunks: &[u64]| {
             let logs = logs(words);
             let expected = logs.expected();
-            logs.keep(&log(chunks), &expected);
-            (expected.log.chunks, expected.same_command)
+            logs.keep(log(chunks), &expected);
+            (expected.log.indices().collect::<Vec<_>>(), expected.same_command)
         };
         assert_eq!(start(&["a"], &[1, 2, 3]), (vec![], false));
         // One start says nothing about what others will have in common with it.
@@ -245,8 +360,10 @@ mod tests {
         assert_eq!(start(&["c"], &[2, 9]), (vec![2, 3], false));
         assert_eq!(start(&["d"], &[2]), (vec![2], false));
         assert_eq!(start(&["a"], &[1, 2, 5]), (vec![1, 2, 3], true));
-        assert_eq!(start(&["a"], &[]), (vec![1, 2, 5], true));
-        assert_eq!(start(&["a"], &[7]), (vec![1, 2, 5], true));
+        // 3 was replayed, so nobody knows whether it was needed; 5 has yet to be needed again.
+        assert_eq!(start(&["a"], &[]), (vec![1, 2, 5, 3], true));
+        assert_eq!(start(&["a"], &[1, 2]), (vec![1, 2, 5, 3], true));
+        assert_eq!(start(&["a"], &[1, 2]), (vec![1, 2, 3], true));
         // Words are words, wherever the spaces are.
         assert_eq!(start(&["a b"], &[8]), (vec![2], false));
         assert_eq!(start(&["a", "b"], &[2]), (vec![], false));
@@ -254,7 +371,7 @@ mod tests {
         // A mount keeps nothing.
         let mount = StartLogs::new(&store, "t", cache.path(), &manifest, None);
         let before = std::fs::read_dir(&mount.image).unwrap().count();
-        mount.keep(&log(&[1]), &mount.expected());
+        assert!(mount.keep(log(&[1]), &mount.expected()).is_none());
         assert_eq!(std::fs::read_dir(&mount.image).unwrap().count(), before);
     }
 
@@ -265,12 +382,12 @@ mod tests {
         let store = store(cache.path());
         for number in 0..MOST_LOGS + 10 {
             let logs = StartLogs::new(&store, "t", cache.path(), &manifest, Some(&[number.to_string()]));
-            logs.keep(&log(&[1]), &Expected::default());
+            logs.keep(log(&[1]), &Expected::default());
         }
         let logs = StartLogs::new(&store, "t", cache.path(), &manifest, Some(&["again".to_owned()]));
         assert_eq!(std::fs::read_dir(&logs.image).unwrap().count(), MOST_LOGS);
-        logs.keep(&log(&[1]), &Expected::default());
-        std::fs::write(logs.image.join(logs.command.as_ref().unwrap()), b"snowmelt start log 1\nchunk x\n").unwrap();
+        logs.keep(log(&[1]), &Expected::default());
+        std::fs::write(logs.image.join(logs.command.as_ref().unwrap()), b"snowmelt start log 2\nchunk x\n").unwrap();
         assert!(!logs.expected().same_command);
     }
 }

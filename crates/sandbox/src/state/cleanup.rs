@@ -119,8 +119,11 @@ fn unmount_all(directory: &Path, mount_point: &Path) -> Result<(), Error> {
         let ours =
             mount.point == *mount_point && backing_file(&mount.source).is_some_and(|file| file.starts_with(directory));
         if below || ours {
-            unmount(&mount.point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                .map_err(|source| Error::io("unmount", mount.point.display(), source))?;
+            match unmount(&mount.point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                // Somebody else did at the same time.
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(source) => return Err(Error::io("unmount", mount.point.display(), source)),
+            }
         }
     }
     Ok(())
