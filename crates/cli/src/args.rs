@@ -1,6 +1,8 @@
 //! What can be said on the command line.
 
+mod cache;
 mod upkeep;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -9,10 +11,12 @@ use clap::{ArgAction, Parser, Subcommand};
 use snowmelt_chunk::Suite;
 use snowmelt_image::{Platform, SourceRef};
 use snowmelt_keys::Service;
-use snowmelt_sandbox::{Network, Volume};
+use snowmelt_sandbox::{LoadMode, Network, Volume};
 use snowmelt_store::ImageName;
 
+pub(crate) use self::cache::{CacheNodeArgs, ZoneArgs};
 pub(crate) use self::upkeep::*;
+pub(crate) use self::worker::{ServeArgs, WorkerAction, WorkerArgs};
 use crate::units::{Age, Size, parse_cpus, parse_memory};
 
 const AFTER_HELP: &str = "\
@@ -140,6 +144,12 @@ pub(crate) struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub(crate) cache_size: Option<Size>,
+    #[command(flatten)]
+    pub(crate) zone: ZoneArgs,
+    /// Whether sandboxes are started by this machine's worker: where one runs, always, or never.
+    #[arg(long, global = true, env = "SNOWMELT_USE_WORKER", hide_short_help = true, value_name = "auto|always|never",
+          value_parser = PossibleValuesParser::new(["auto", "always", "never"]), help_heading = "Global options")]
+    pub(crate) use_worker: Option<String>,
     /// What a read does when the store does not answer: wait until the deadline, or fail.
     #[arg(long, global = true, env = "SNOWMELT_ON_UNAVAILABLE", hide_short_help = true, value_name = "block|fail",
           value_parser = PossibleValuesParser::new(["block", "fail"]), help_heading = "Global options")]
@@ -154,16 +164,21 @@ pub(crate) struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub(crate) deadline_ms: Option<u64>,
-    /// Whether a start loads ahead what earlier starts of the command read.
+    /// What of an image is loaded when: what is read (on-demand); ahead of that what earlier starts of the command read
+    /// (prefetch); then the rest, while nothing waits (background); or all before the start (all).
+    #[arg(long, global = true, env = "SNOWMELT_LOAD", hide_short_help = true, value_name = "MODE",
+          value_parser = load_modes(), help_heading = "Global options")]
+    pub(crate) load: Option<LoadMode>,
+    /// For how long a start's reads are recorded for the next one, such as 30s; 0s records nothing.
     #[arg(
         long,
         global = true,
-        value_name = "true|false",
-        env = "SNOWMELT_PREFETCH",
+        value_name = "AGE",
+        env = "SNOWMELT_RECORD_FOR",
         hide_short_help = true,
         help_heading = "Global options"
     )]
-    pub(crate) prefetch: Option<bool>,
+    pub(crate) record_for: Option<Age>,
     /// Where what sandboxes write is kept until they end, encrypted.
     #[arg(
         long,
@@ -208,6 +223,8 @@ pub(crate) enum Command {
     Salt(SaltArgs),
     Keys(KeysArgs),
     Scrub(ScrubArgs),
+    Worker(WorkerArgs),
+    CacheNode(CacheNodeArgs),
     Completions(CompletionsArgs),
     /// Serves one sandbox. Started by run and mount.
     #[command(hide = true)]
@@ -360,11 +377,28 @@ pub(crate) struct ImagesArgs {}
 
 /// Show an image: how it runs, its chunks, and what its last run on this machine loaded.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  snowmelt inspect python\n  snowmelt inspect python --json | jq .config.env")]
+#[command(after_help = "\
+With --access: what is known of its starts, and a map of its chunks. Commands go by a
+hash of their words, which are kept nowhere.
+
+Examples:
+  snowmelt inspect python
+  snowmelt inspect python --json | jq .config.env
+  snowmelt inspect python --access
+  snowmelt inspect python --picture python.svg --command python3 -c 'print(\"hello\")'")]
 pub(crate) struct InspectArgs {
     /// Which image.
     #[arg(value_name = "NAME[:TAG]")]
     pub(crate) image: ImageName,
+    /// Show which chunks its starts read, in what order, and which were loaded ahead in vain.
+    #[arg(long)]
+    pub(crate) access: bool,
+    /// Write the map of its chunks to a file that ends in .svg.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) picture: Option<PathBuf>,
+    /// Only the starts of this command, as it was given to `run`; it comes last.
+    #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
+    pub(crate) command: Option<Vec<String>>,
 }
 
 /// Read every chunk of an image from the store and check it.
@@ -470,6 +504,11 @@ pub(crate) fn parse_class(text: &str) -> Result<String, String> {
 /// The suites by name, so that help and completions list them.
 fn suites() -> impl clap::builder::TypedValueParser<Value = Suite> {
     PossibleValuesParser::new(["blake3-gcm", "sha256-ctr"]).try_map(|name| name.parse::<Suite>())
+}
+
+/// The modes by name, so that help and completions list them.
+fn load_modes() -> impl clap::builder::TypedValueParser<Value = LoadMode> {
+    PossibleValuesParser::new(LoadMode::NAMES.map(|(name, _)| name)).try_map(|name| name.parse::<LoadMode>())
 }
 
 /// The networks by name, so that help and completions list them.

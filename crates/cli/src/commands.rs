@@ -1,5 +1,7 @@
 //! The commands, one module for each kind of work.
 
+mod access;
+mod cache_node;
 mod copy;
 mod gc;
 mod images;
@@ -12,6 +14,7 @@ mod run;
 mod salt;
 mod scrub;
 mod usage;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,9 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         clap_complete::generate(completions.shell, &mut without_hidden(&Args::command()), "snowmelt", &mut bytes);
         output::print(&String::from_utf8_lossy(&bytes))?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::CacheNode(node) = &args.command {
+        return cache_node::cache_node(&args.global, node);
     }
     let app = App::new(&args.global)?;
     // These do so themselves, where it belongs among their steps.
@@ -51,7 +57,8 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Keys(args) => keys::keys(&app, args),
         Command::Cp(args) => copy::copy(&app, args),
         Command::Scrub(args) => scrub::scrub(&app, args),
-        Command::Completions(_) | Command::Agent => unreachable!("answered before"),
+        Command::Worker(args) => worker::worker(&app, args),
+        Command::Completions(_) | Command::CacheNode(_) | Command::Agent => unreachable!("answered before"),
     }
 }
 

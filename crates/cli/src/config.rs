@@ -1,5 +1,8 @@
 //! The configuration: file, environment and flags, in rising order.
 
+mod cache;
+mod worker;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,11 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Deserializer};
 use snowmelt_chunk::check_tenant;
 use snowmelt_keys::Service;
-use snowmelt_sandbox::{AgentConfig, OnUnavailable};
+use snowmelt_sandbox::{AgentConfig, LoadMode, OnUnavailable, UseWorker};
 use snowmelt_store::S3Options;
 use snowmelt_store::collect::Policy;
+use snowmelt_zone::ZoneOptions;
 
-use crate::args::{GlobalArgs, PublishArgs, Share, parse_class};
+pub(crate) use self::cache::CacheNode;
+use crate::args::{CacheNodeArgs, GlobalArgs, PublishArgs, Share, parse_class};
 use crate::units::{Age, Size};
 
 /// The configuration file. docs/configuration.md describes every field.
@@ -28,7 +33,8 @@ struct ConfigFile {
     allow_http: Option<bool>,
     deadline_ms: Option<u64>,
     on_unavailable: Option<OnUnavailable>,
-    prefetch: Option<bool>,
+    load: Option<LoadMode>,
+    record_for: Option<Age>,
     overlay_dir: Option<PathBuf>,
     overlay_size: Option<Size>,
     s3_endpoint: Option<String>,
@@ -45,6 +51,15 @@ struct ConfigFile {
     share: Option<Share>,
     zone: Option<String>,
     gc: Option<PolicyFile>,
+    cache_nodes: Option<String>,
+    cache_code: Option<String>,
+    cache_token_file: Option<PathBuf>,
+    cache_tls_ca: Option<PathBuf>,
+    cache_tls_cert: Option<PathBuf>,
+    cache_tls_key: Option<PathBuf>,
+    cache_node: Option<cache::CacheNodeFile>,
+    use_worker: Option<UseWorker>,
+    worker: Option<worker::WorkerFile>,
 }
 
 /// When collection does what: `[gc]` of the configuration file, or a file of its own.
@@ -125,6 +140,10 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
     pub(crate) cache_bytes: u64,
+    /// The cache of the zone, where there is one.
+    pub(crate) cache_nodes: Option<ZoneOptions>,
+    use_worker: UseWorker,
+    worker_file: worker::WorkerFile,
     pub(crate) keys_dir: PathBuf,
     pub(crate) keys: Service,
     pub(crate) previous_keys: Vec<Service>,
@@ -135,7 +154,8 @@ pub(crate) struct Config {
     pub(crate) allow_http: bool,
     deadline: Duration,
     on_unavailable: OnUnavailable,
-    prefetch: bool,
+    load: LoadMode,
+    record_for: Duration,
     overlay_dir: PathBuf,
     overlay_bytes: u64,
 }
@@ -147,19 +167,18 @@ const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
 const DEFAULT_DEADLINE_OF_FAIL: Duration = Duration::from_secs(2);
 /// Renewed every 20 minutes: three requests an hour and sandbox.
 const DEFAULT_LEASE: Duration = Duration::from_hours(1);
+/// A start that takes longer waits for something else than its image.
+const DEFAULT_RECORD_FOR: Duration = Duration::from_secs(30);
+/// What comes later is no start, and a log of it would load ahead half of the image.
+const MOST_RECORD_FOR: Duration = Duration::from_hours(1);
 /// More than the free space of an image by default, so that the file system is full first and says so.
 const DEFAULT_OVERLAY: Size = Size(8 << 30);
 
 impl Config {
     /// Reads the file and puts flags (which clap fills from the environment) over it.
     pub(crate) fn load(args: &GlobalArgs) -> Result<Self> {
-        let file = match &args.config {
-            Some(path) => read_file(path)?,
-            None => match config_home().map(|home| home.join("snowmelt/config.toml")) {
-                Some(path) if path.exists() => read_file(&path)?,
-                _ => ConfigFile::default(),
-            },
-        };
+        let file = ConfigFile::load(args)?;
+        let cache_nodes = cache::zone(args, &file)?;
         let data = home_folder("XDG_DATA_HOME", ".local/share").map(|home| home.join("snowmelt"));
         let cache = home_folder("XDG_CACHE_HOME", ".cache").map(|home| home.join("snowmelt"));
         let default = |home: &Option<PathBuf>, name: &str, flag: &str| {
@@ -209,6 +228,14 @@ impl Config {
                 "--state-dir",
             )?)?,
             cache_bytes: args.cache_size.or(file.cache_size).unwrap_or(DEFAULT_CACHE).0,
+            cache_nodes,
+            use_worker: match args.use_worker.as_deref() {
+                Some("always") => UseWorker::Always,
+                Some("never") => UseWorker::Never,
+                Some(_) => UseWorker::Auto,
+                None => file.use_worker.unwrap_or_default(),
+            },
+            worker_file: file.worker.unwrap_or_default(),
             keys_dir: absolute(&or_default(args.keys_dir.clone().or(file.keys_dir), &data, "keys", "--keys-dir")?)?,
             keys: args.keys.clone().or(file.keys).unwrap_or(Service::Local),
             previous_keys,
@@ -219,7 +246,8 @@ impl Config {
             allow_http: args.allow_http || file.allow_http.unwrap_or(false),
             deadline: args.deadline_ms.or(file.deadline_ms).map_or(default_deadline, Duration::from_millis),
             on_unavailable,
-            prefetch: args.prefetch.or(file.prefetch).unwrap_or(true),
+            load: args.load.or(file.load).unwrap_or_default(),
+            record_for: check_record_for(args.record_for.or(file.record_for).map_or(DEFAULT_RECORD_FOR, |age| age.0))?,
             overlay_dir: match args.overlay_dir.clone().or(file.overlay_dir) {
                 Some(folder) => absolute(&folder)?,
                 None => cache_dir.clone(),
@@ -279,12 +307,33 @@ impl Config {
             cache_bytes: self.cache_bytes,
             deadline: self.deadline,
             on_unavailable: self.on_unavailable,
-            prefetch: self.prefetch,
+            load: self.load,
+            record_for: self.record_for,
             overlay_dir: self.overlay_dir.clone(),
             overlay_bytes: self.overlay_bytes,
+            worker: self.use_worker,
+            zone: self.cache_nodes.clone(),
             agent_command: std::env::current_exe().context("finding this program's own file")?,
         })
     }
+}
+
+impl ConfigFile {
+    /// The file that is named, or the one in its usual place if it is there.
+    fn load(args: &GlobalArgs) -> Result<Self> {
+        match &args.config {
+            Some(path) => read_file(path),
+            None => match config_home().map(|home| home.join("snowmelt/config.toml")) {
+                Some(path) if path.exists() => read_file(&path),
+                _ => Ok(Self::default()),
+            },
+        }
+    }
+}
+
+/// What a node of the zone's cache is to be. It has no store, no keys and no home.
+pub(crate) fn cache_node(global: &GlobalArgs, args: &CacheNodeArgs) -> Result<CacheNode> {
+    CacheNode::new(args, &ConfigFile::load(global)?.cache_node.unwrap_or_default())
 }
 
 fn read_file(path: &Path) -> Result<ConfigFile> {
@@ -302,6 +351,13 @@ fn check_lease(lease: Duration) -> Result<Duration> {
         bail!("a lease of {}: at least {}, at most {}", Age(lease), Age(least), Age(most));
     }
     Ok(lease)
+}
+
+fn check_record_for(time: Duration) -> Result<Duration> {
+    if time > MOST_RECORD_FOR {
+        bail!("record_for is {}: at most {}, or 0s to record nothing", Age(time), Age(MOST_RECORD_FOR));
+    }
+    Ok(time)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -356,6 +412,26 @@ mod tests {
         for bad in [0, 2, 7 * 24 * 3600 + 1] {
             assert!(seconds(bad).unwrap_err().to_string().contains("at least 3 s, at most 7 days"), "{bad}");
         }
+    }
+
+    #[test]
+    fn starts_are_recorded_for_an_hour_at_most() {
+        let seconds = |seconds| check_record_for(Duration::from_secs(seconds));
+        assert!([0, 1, 30, 3600].into_iter().all(|time| seconds(time).is_ok()));
+        let error = seconds(3601).unwrap_err().to_string();
+        assert!(error.contains("record_for") && error.contains("60 min"), "{error}");
+    }
+
+    #[test]
+    fn modes_read() {
+        let load = |text: &str| toml::from_str::<ConfigFile>(&format!("load = '{text}'")).map(|file| file.load);
+        for (name, mode) in LoadMode::NAMES {
+            assert_eq!(load(name).unwrap(), Some(mode));
+            assert_eq!((name.parse::<LoadMode>().unwrap(), mode.to_string()), (mode, name.to_owned()));
+        }
+        let error = load("everything").unwrap_err().to_string();
+        assert!(LoadMode::NAMES.iter().all(|(name, _)| error.contains(name)), "{error}");
+        assert!(toml::from_str::<ConfigFile>("prefetch = false").is_err(), "it is called load now");
     }
 
     #[test]

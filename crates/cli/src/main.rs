@@ -2,6 +2,7 @@
 
 mod app;
 mod args;
+mod chunk_map;
 mod commands;
 mod config;
 mod output;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
@@ -17,6 +18,26 @@ pub(crate) fn bytes_bar(label: &str, total: u64, quiet: bool) -> ProgressBar {
     let template = "{msg:>9} {bar:18} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12} {eta:>4} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
+}
+
+/// A bar that is there once it is known that there is something to load, and goes when all of it is here.
+pub(crate) struct LoadingBar {
+    bar: OnceLock<ProgressBar>,
+    quiet: bool,
+}
+
+impl LoadingBar {
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { bar: OnceLock::new(), quiet }
+    }
+
+    pub(crate) fn set(&self, bytes: u64, total: u64) {
+        let bar = self.bar.get_or_init(|| bytes_bar("loading", total, self.quiet));
+        bar.set_position(bytes);
+        if bytes >= total {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// A bar of things on standard error, whose number is told later.

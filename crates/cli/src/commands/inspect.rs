@@ -9,13 +9,16 @@ use snowmelt_store::{SaltLabel, readback};
 
 use crate::app::App;
 use crate::args::{ExportArgs, InspectArgs, VerifyArgs};
-use crate::commands::last_run;
+use crate::commands::{access, last_run};
 use crate::output;
 use crate::units::{Size, show_duration, show_time};
 
 pub(crate) fn inspect(app: &App, args: &InspectArgs) -> Result<ExitCode> {
     let store = app.store()?;
     let image = app.open_image(&store, &args.image)?;
+    if args.access || args.picture.is_some() || args.command.is_some() {
+        return access::show(app, args, &image);
+    }
     let (record, config) = (&image.record, &image.metadata.config);
     let key = &image.key_id;
     let geometry = image.manifest.geometry();

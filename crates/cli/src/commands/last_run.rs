@@ -28,7 +28,10 @@ pub(crate) fn figures(outcome: &RunOutcome) -> Value {
         "chunk_size": stats.chunk_size,
         "cache": tier("disk"),
         "origin": tier("origin"),
+        "load": stats.load,
         "prefetched_chunks": stats.prefetched,
+        "prefetched_in_vain": stats.in_vain,
+        "background_chunks": stats.in_background,
         "reads": stats.reads,
         "read_bytes": stats.read_bytes,
         "writes": stats.writes,
@@ -71,7 +74,16 @@ pub(crate) fn table(figures: &Value) -> String {
         ("Touched", format!("{touched} of {all} chunks ({percent:.1} %)")),
         ("From cache", tier("cache")),
         ("From origin", tier("origin")),
-        ("Prefetched", format!("{} chunks", number("/prefetched_chunks").unwrap_or(0))),
+        ("Load", figures.pointer("/load").and_then(Value::as_str).unwrap_or("-").to_owned()),
+        (
+            "Prefetched",
+            format!(
+                "{} chunks, {} of them not needed so far",
+                number("/prefetched_chunks").unwrap_or(0),
+                number("/prefetched_in_vain").unwrap_or(0)
+            ),
+        ),
+        ("In background", format!("{} chunks", number("/background_chunks").unwrap_or(0))),
         ("Read", format!("{} in {} reads", Size(number("/read_bytes").unwrap_or(0)), number("/reads").unwrap_or(0))),
         (
             "Written",

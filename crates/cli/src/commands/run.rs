@@ -9,6 +9,7 @@ use snowmelt_sandbox::{RunSpec, run as run_sandbox};
 use crate::app::App;
 use crate::args::RunArgs;
 use crate::commands::last_run;
+use crate::output;
 
 pub(crate) fn run(app: &App, args: &RunArgs) -> Result<ExitCode> {
     let state = app.state()?;
@@ -36,7 +37,8 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> Result<ExitCode> {
         hostname: args.hostname.clone(),
         stats: args.stats,
     };
-    let outcome = run_sandbox(&spec, &app.config.agent()?, &state)?;
+    let bar = output::LoadingBar::new(app.json);
+    let outcome = run_sandbox(&spec, &app.config.agent()?, &state, &|bytes, total| bar.set(bytes, total))?;
     let figures = last_run::figures(&outcome);
     if args.stats {
         let text = if app.json { format!("{figures}\n") } else { last_run::table(&figures) };

@@ -312,7 +312,7 @@ fn starts_are_remembered_by_command() {
     }
     let healed = figures(&[], &["md5sum", "/data/pattern"]);
     assert_eq!(healed["touched_chunks"], first["touched_chunks"]);
-    let without = figures(&["--prefetch", "false"], &["cat", "/etc/greeting"]);
+    let without = figures(&["--load", "on-demand"], &["cat", "/etc/greeting"]);
     assert_eq!(number(&without, "prefetched_chunks"), 0);
 }
 

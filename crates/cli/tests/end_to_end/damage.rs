@@ -274,7 +274,7 @@ fn a_stall_is_told_to_the_operator() {
     let served = serve_store(&world);
     let (proxy, options) = (&served.proxy, served.options());
     let script = format!("echo ready; read line; {READ_MANY}");
-    let settings = [&options[..], &["--prefetch", "false"]].concat();
+    let settings = [&options[..], &["--load", "on-demand"]].concat();
     let mut child = world
         .command([&settings[..], &["run", "-i", "small", "sh", "-c", &script]].concat())
         .stdin(std::process::Stdio::piped())

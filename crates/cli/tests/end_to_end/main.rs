@@ -6,6 +6,8 @@
 //! [`stores`].
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod access;
+mod cluster;
 mod collection;
 mod commands;
 mod copies;
@@ -22,4 +24,5 @@ mod sources;
 mod stores;
 mod terminal;
 mod tree;
+mod worker;
 mod world;
