@@ -14,7 +14,7 @@ mod objects;
 mod origin;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -28,7 +28,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, warm, s3, reads, publish, memory, collect, dedup, suites).
+    /// Only these cases (cold, modes, warm, s3, reads, publish, memory, collect, dedup, suites, eviction, zone).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -55,6 +55,8 @@ pub(crate) struct Bench {
     memory: tempfile::TempDir,
     images: Images,
     samples: usize,
+    /// Where pictures go: beside the page, if it goes into a file.
+    pictures: Option<PathBuf>,
 }
 
 impl Bench {
@@ -71,8 +73,9 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 9] = [
+const CASES: [(&str, Case); 12] = [
     ("cold", cases::cold::measure),
+    ("modes", cases::modes::measure),
     ("warm", cases::warm::measure),
     ("s3", cases::cold::from_s3),
     ("reads", cases::reads::measure),
@@ -81,6 +84,8 @@ const CASES: [(&str, Case); 9] = [
     ("collect", cases::collect::measure),
     ("dedup", cases::dedup::measure),
     ("suites", cases::suites::measure),
+    ("eviction", cases::eviction::measure),
+    ("zone", cases::zone::measure),
 ];
 
 fn main() -> Result<()> {
@@ -106,6 +111,7 @@ fn main() -> Result<()> {
         memory: tempfile::Builder::new().prefix("snowmelt-bench-").tempdir_in("/dev/shm")?,
         images: Images::find()?,
         samples: arguments.samples.max(3),
+        pictures: arguments.output.as_deref().and_then(Path::parent).map(|folder| folder.join("pictures")),
     };
 
     let mut page = report::Page::new(&machine::describe()?);

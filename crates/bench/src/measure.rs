@@ -31,6 +31,10 @@ impl Samples {
         self.quantile(0.9)
     }
 
+    pub(crate) fn slowest(&self) -> f64 {
+        self.quantile(1.0)
+    }
+
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);

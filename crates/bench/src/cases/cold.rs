@@ -165,16 +165,16 @@ struct Start {
 }
 
 /// The logs of starts in a store, out of sight until this is dropped.
-struct Logs {
+pub(super) struct Logs {
     shown: PathBuf,
     hidden: PathBuf,
 }
 
 impl Logs {
-    fn hide_unless(is_known: bool, place: &Path) -> Result<Option<Self>> {
+    pub(super) fn hide_unless(is_known: bool, place: &Path) -> Result<Option<Self>> {
         let root = place.join("store/roots/main");
         let logs = Self { shown: root.join("starts"), hidden: root.join("hidden") };
-        if is_known {
+        if is_known || !logs.shown.exists() {
             return Ok(None);
         }
         std::fs::rename(&logs.shown, &logs.hidden).context("hiding what is known of starts")?;
