@@ -6,7 +6,7 @@ export SNOWMELT_TEST_CACHE ?= $(CURDIR)/target/test-images
 .DEFAULT_GOAL := help
 # The steps of a task come one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup build demo test test-beside-servers lint bench test-images clean
+.PHONY: help setup build demo cluster test test-beside-servers lint bench test-images clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: ## from nothing to a running container: setup, build, a real image, publis
 	SNOWMELT_SETUP=run scripts/setup
 	$(MAKE) build
 	scripts/demo
+
+cluster: build ## an S3 origin, five cache nodes and two workers on this machine, and a start on each (root)
+	scripts/cluster
 
 lint: ## format, clippy, documentation, licences and sources
 	$(CARGO) fmt --all --check
@@ -49,7 +52,7 @@ test-images: ## build the images that tests and benchmarks use, install the serv
 
 bench: ## run every benchmark side by side and write docs/benchmarks.md (about 40 minutes)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench
-	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk
+	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk --package snowmelt-zone
 	scripts/test-images
 	scripts/dedup-images
 	scripts/test-servers run -- "$${CARGO_TARGET_DIR:-target}/release/snowmelt-bench" --output docs/benchmarks.md
