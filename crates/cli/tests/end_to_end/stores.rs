@@ -16,6 +16,7 @@ use crate::world::tool;
 const ONLY_ON_FILES: [(&str, &str); 3] = [
     ("commands::keys_are_made_once_and_only_their_owner_reads_them", "keys in KMS are no files"),
     ("keys_and_salts::images_open_without_the_old_key_after_its_rotation", "it removes the file of a key"),
+    ("worker::tenants_share_a_worker_and_no_keys", "it removes the file of a key"),
     ("mistakes::stores_that_can_only_be_read", "it puts a plain web server over a store's folder"),
 ];
 

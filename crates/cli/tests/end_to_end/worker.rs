@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::stores::only_on_files;
 use crate::world::{World, is_running, read_until, test_image, wait, wait_until};
 
 /// A worker of a world, which ends with it.
@@ -414,6 +415,7 @@ fn mistakes_with_workers_are_told() {
 /// Images of other tenants are as separate as ever: a worker has no keys.
 #[test]
 fn tenants_share_a_worker_and_no_keys() {
+    only_on_files!();
     let world = World::with_small();
     world.snowmelt(["--tenant", "other", "publish", &test_image("small"), "small"]).success();
     let _worker = Worker::start(&world, &[]);
