@@ -26,7 +26,9 @@ pub(crate) fn figures(outcome: &RunOutcome) -> Value {
         "touched_chunks": stats.touched_chunks,
         "image_chunks": stats.image_chunks,
         "chunk_size": stats.chunk_size,
+        "memory": tier("memory"),
         "cache": tier("disk"),
+        "zone": tier("zone"),
         "origin": tier("origin"),
         "load": stats.load,
         "prefetched_chunks": stats.prefetched,
@@ -72,7 +74,9 @@ pub(crate) fn table(figures: &Value) -> String {
     let percent = if all == 0 { 0.0 } else { touched as f64 * 100.0 / all as f64 };
     output::pairs(&[
         ("Touched", format!("{touched} of {all} chunks ({percent:.1} %)")),
+        ("From memory", tier("memory")),
         ("From cache", tier("cache")),
+        ("From zone", tier("zone")),
         ("From origin", tier("origin")),
         ("Load", figures.pointer("/load").and_then(Value::as_str).unwrap_or("-").to_owned()),
         (

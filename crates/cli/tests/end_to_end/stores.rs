@@ -13,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use crate::world::tool;
 
 /// Tests that say nothing about a bucket, and why. Each begins with [`only_on_files`].
-const ONLY_ON_FILES: [(&str, &str); 3] = [
+const ONLY_ON_FILES: [(&str, &str); 4] = [
     ("commands::keys_are_made_once_and_only_their_owner_reads_them", "keys in KMS are no files"),
     ("keys_and_salts::images_open_without_the_old_key_after_its_rotation", "it removes the file of a key"),
     ("worker::tenants_share_a_worker_and_no_keys", "it removes the file of a key"),
