@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::protocol::{
-    AttrOut, Attributes, EntryOut, OPEN_DIRECT_IO, OPEN_PARALLEL_DIRECT_WRITES, OpenOut, Operation, Request, StatfsOut,
-    WriteOut, push_entry,
+    AttrOut, Attributes, EntryOut, OPEN_DIRECT_IO, OPEN_NO_FLUSH, OPEN_PARALLEL_DIRECT_WRITES, OpenOut, Operation,
+    Request, StatfsOut, WriteOut, push_entry,
 };
 use super::reply::Reply;
 use crate::{Device, Error};
@@ -37,9 +37,12 @@ impl DeviceFile {
                 }
                 None => reply.error(libc::ENOENT),
             },
-            // The file system on top caches pages: caching them here as well would take the memory twice.
+            // The file system on top caches pages: caching them here as well would take the memory twice. And who closes the
+            // file, or has it closed by ending or by executing a program, must not wait for an answer: it may be the process
+            // that is to start a successor, or that successor itself before it is executed.
             Operation::Open => {
-                reply.structure(&OpenOut { flags: OPEN_DIRECT_IO | OPEN_PARALLEL_DIRECT_WRITES, ..OpenOut::default() });
+                let flags = OPEN_DIRECT_IO | OPEN_NO_FLUSH | OPEN_PARALLEL_DIRECT_WRITES;
+                reply.structure(&OpenOut { flags, ..OpenOut::default() });
             }
             Operation::OpenDirectory => reply.structure(&OpenOut::default()),
             Operation::Read { offset, size } => self.read(offset, size, reply),

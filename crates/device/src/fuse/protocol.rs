@@ -25,6 +25,8 @@ pub(super) mod flags {
 
 /// Flags of [`OpenOut`].
 pub(super) const OPEN_DIRECT_IO: u32 = 1 << 0;
+/// Closing the file asks nothing. Linux 5.16; older ones do not know it, and ask once.
+pub(super) const OPEN_NO_FLUSH: u32 = 1 << 5;
 pub(super) const OPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 
 /// A notification's code stands where an answer has its error.

@@ -255,6 +255,8 @@ fn a_file_system_goes_on_over_kills() {
     drop(server);
 }
 
+/// The file is open here while a successor is started. The successor once waited for ever before it ran: executing it closed its
+/// duplicate of the file, the kernel asked whoever serves the file to flush it, and that was the successor.
 #[test]
 fn a_successor_with_another_key_or_image_is_refused_and_the_right_one_still_goes_on() {
     let behaviour = Behaviour::default();
