@@ -358,7 +358,7 @@ impl WorkerControl {
         self.tell(&ToWorker::Start(Box::new(request)), descriptors)?;
         loop {
             self.wait(interruption)?;
-            match self.0.expect::<FromWorker>()?.0 {
+            match self.answer()? {
                 FromWorker::Waits(reason) => interruption.waits(&reason),
                 FromWorker::Started { agent, worker } => return Ok((agent, worker)),
                 FromWorker::Refused(reason) => {
@@ -392,7 +392,14 @@ impl WorkerControl {
 
     fn ask(&self, message: &ToWorker) -> Result<FromWorker, Error> {
         self.tell(message, &[])?;
-        Ok(self.0.expect::<FromWorker>()?.0)
+        self.answer()
+    }
+
+    fn answer(&self) -> Result<FromWorker, Error> {
+        self.0.expect::<FromWorker>().map(|(answer, _)| answer).map_err(|error| Error::Unavailable {
+            subject: "the worker of this machine".into(),
+            reason: format!("{error}. If it is of another version, restart it: sandboxes go on meanwhile"),
+        })
     }
 
     fn tell(&self, message: &ToWorker, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {

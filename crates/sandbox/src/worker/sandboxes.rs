@@ -69,12 +69,14 @@ struct Kept {
 
 impl Sandboxes {
     pub(super) fn new(options: WorkerOptions, state: StateDir) -> Arc<Self> {
+        // Agents of a worker before may come back at any time: nobody else gets their users.
+        let users = kept_users(&state);
         Arc::new(Self {
             options,
             state,
             table: Mutex::default(),
             stores: Mutex::default(),
-            users: Mutex::default(),
+            users: Mutex::new(users),
             replaced: std::sync::atomic::AtomicU64::new(0),
         })
     }
@@ -95,9 +97,24 @@ impl Sandboxes {
         if user == 0 || user == sandbox.kept.user { sandbox.store.clone() } else { None }
     }
 
-    /// Starts the agent of a new sandbox.
+    /// Starts the agent of a new sandbox. Gives the processes of agent and worker.
     pub(super) fn start(
         self: &Arc<Self>,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+        admitted: Admitted,
+    ) -> Result<(ProcessId, ProcessId), Error> {
+        let user = self.take_user()?;
+        let started = self.start_as(user, request, descriptors, admitted);
+        if started.is_err() {
+            self.users.lock().unwrap_or_else(PoisonError::into_inner).remove(&user);
+        }
+        started
+    }
+
+    fn start_as(
+        self: &Arc<Self>,
+        user: u32,
         request: Request,
         mut descriptors: Vec<OwnedFd>,
         admitted: Admitted,
@@ -107,7 +124,7 @@ impl Sandboxes {
         }
         let id = request.record.id.clone();
         let worker = ProcessId::own().ok_or_else(|| Error::invalid("the worker", "does not find itself in /proc"))?;
-        let mut kept = Kept { request, user: self.take_user()? };
+        let mut kept = Kept { request, user };
         kept.request.record.worker = Some(worker);
         let path = self.state.directory(&id).join("worker.json");
         let text = serde_json::to_vec(&kept).map_err(|source| Error::io("write", path.display(), source))?;
@@ -468,6 +485,13 @@ impl Sandbox {
         }
         self.deaths.len() > MOST_DEATHS
     }
+}
+
+/// The users of agents that may still run: what workers before wrote down of sandboxes that are there.
+fn kept_users(state: &StateDir) -> HashSet<u32> {
+    let entries = std::fs::read_dir(state.path()).into_iter().flatten().flatten();
+    let kept = entries.filter_map(|entry| std::fs::read(entry.path().join("worker.json")).ok());
+    kept.filter_map(|text| serde_json::from_slice::<Kept>(&text).ok()).map(|kept| kept.user).collect()
 }
 
 /// A start goes on reading for a while after its mount.
