@@ -72,10 +72,18 @@ impl Drop for Worker {
 impl World {
     /// The process that serves the one sandbox there is.
     fn agent(&self) -> i32 {
+        *self.agents().first().expect("there is a sandbox")
+    }
+
+    /// The processes that serve sandboxes.
+    fn agents(&self) -> Vec<i32> {
         let state = std::fs::read_dir(self.path("state")).unwrap().flatten();
-        let mut records = state.filter_map(|entry| std::fs::read(entry.path().join("record.json")).ok());
-        let record: Value = serde_json::from_slice(&records.next().expect("there is a sandbox")).unwrap();
-        i32::try_from(record["agent"]["pid"].as_i64().unwrap()).unwrap()
+        let records = state.filter_map(|entry| std::fs::read(entry.path().join("record.json")).ok());
+        let agent = |record: Vec<u8>| {
+            let record: Value = serde_json::from_slice(&record).unwrap();
+            i32::try_from(record["agent"]["pid"].as_i64().unwrap()).unwrap()
+        };
+        records.map(agent).collect()
     }
 
     /// Kills it, and waits until another serves in its place.
@@ -256,6 +264,29 @@ fn agents_let_go_for_successors_and_a_worker_that_comes_back_has_them_again() {
     world.unmount(&mount);
     worker.stop();
     world.assert_nothing_left();
+}
+
+/// Agents that are not back yet keep their users: two sandboxes under one could reach each other.
+#[test]
+fn a_worker_that_comes_back_gives_no_user_twice() {
+    let world = World::with_small();
+    let worker = Worker::start(&world, &[]);
+    let mount = world.mount("small", &[]);
+    let first = Pid::from_raw(world.agent());
+    kill(first, Signal::SIGSTOP).unwrap();
+    worker.kill();
+    let worker = Worker::start(&world, &[]);
+    let mut child = world.command(["run", "small", "sh", "-c", "echo ready; sleep 1000"]).spawn().unwrap();
+    let output = read_until(&mut child, "ready");
+    let users: Vec<String> = world.agents().into_iter().map(|agent| status_of(agent, "Uid")).collect();
+    assert!(users.len() == 2 && users[0] != users[1], "{users:?}");
+    kill(first, Signal::SIGCONT).unwrap();
+    wait_until("its sandbox is back", || world.worker_status()["sandboxes"] == 2);
+    child.kill().unwrap();
+    wait(&mut child);
+    drop(output);
+    world.unmount(&mount);
+    worker.stop();
 }
 
 #[test]
