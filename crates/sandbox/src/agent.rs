@@ -278,6 +278,8 @@ impl Agent {
                 Ending::Unmounted
             }
             End::Abandoned | End::Signal => {
+                // First: what it has in use could not be taken down.
+                link.kill_container(self.runtime);
                 mounted.discard_root()?;
                 Ending::Abandoned
             }

@@ -12,6 +12,7 @@ use snowmelt_store::NameRecord;
 
 use crate::Error;
 use crate::channel::Channel;
+use crate::identity::ProcessId;
 use crate::worker::{Begin, FromAgent, HandedOver, Place, ToAgent};
 
 /// The connection to the worker, which may be gone for a while. Clones are one.
@@ -78,6 +79,19 @@ impl Link {
     /// Gives the worker what a successor will need.
     pub(super) fn hand_over(&self, handed_over: HandedOver, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
         self.send(&FromAgent::HandedOver(Box::new(handed_over)), descriptors)
+    }
+
+    /// Has the worker kill what runs on the image, and waits until it has. One that is gone cannot: then nobody does.
+    pub(super) fn kill_container(&self, runtime: Option<ProcessId>) {
+        let killed = self.send(&FromAgent::KillContainer { runtime }, &[]).and_then(|()| {
+            let channel = self.channel()?;
+            // The order to let go may have come before; there is nothing to be left to a successor any more.
+            while !matches!(channel.expect::<ToAgent>()?, (ToAgent::Known, _)) {}
+            Ok(())
+        });
+        if let Err(error) = killed {
+            tracing::error!(%error, "the container was not killed");
+        }
     }
 
     /// Tells the worker anything else. One that is gone is not told.

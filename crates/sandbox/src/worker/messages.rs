@@ -90,6 +90,8 @@ pub(crate) enum FromAgent {
     Changed { runtime: Option<ProcessId>, detached: bool },
     /// What this start read.
     Read(Box<StartRead>),
+    /// What runs on the image must end before it is unmounted. Answered, once it has.
+    KillContainer { runtime: Option<ProcessId> },
     /// It unmounted, and ends: the sandbox is over.
     Ended(Ending),
 }
@@ -101,7 +103,7 @@ pub(crate) enum ToAgent {
     /// The answer to [`FromAgent::Hello`]. Brings the descriptors of [`ToWorker::Start`], and after them those of
     /// [`HandedOver`] where there was an agent before.
     Begin(Box<Begin>),
-    /// The answer to [`FromAgent::Opened`].
+    /// The answer to [`FromAgent::Opened`] and [`FromAgent::KillContainer`].
     Known,
     /// A successor is to come: answer what was begun, then end, and leave everything as it is.
     LetGo,

@@ -327,6 +327,13 @@ impl Sandboxes {
                 }
             }
             FromAgent::Read(read) => self.keep_start(id, &read),
+            FromAgent::KillContainer { runtime } => {
+                let record = self.table().get(id).map(|sandbox| sandbox.kept.request.record.clone());
+                if let Some(record) = record {
+                    kill_container(&record, runtime);
+                }
+                channel.send(&ToAgent::Known, &[]).map_err(|source| Error::io("answer", "an agent", source))?;
+            }
             FromAgent::Hello { .. } | FromAgent::Adopt { .. } | FromAgent::Ended(_) => {
                 return Err(Error::invalid(id, "its agent says again what it said already"));
             }
