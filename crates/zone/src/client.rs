@@ -9,8 +9,8 @@ pub(crate) mod connection;
 mod network;
 mod pool;
 mod rooms;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulation;
 mod transport;
 
 use std::cmp::Reverse;
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustls::pki_types::ServerName;
 use snowmelt_chunk::ChunkId;
+use snowmelt_threads::Threads;
 
 use self::connection::{Connection, Head, Progress};
 use self::network::Network;
@@ -152,6 +153,24 @@ impl Client {
             network: Network::Real,
             counters: Counters::default(),
         }
+    }
+
+    /// A client in a simulation.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn simulated(options: ClientOptions, world: &Arc<simulation::World>) -> Self {
+        let mut client = Self::new(options);
+        client.network = Network::Simulated(Arc::clone(world));
+        client
+    }
+
+    /// Where it runs: what is built on it runs there too.
+    pub fn threads(&self) -> Threads {
+        self.network.threads()
+    }
+
+    /// How long a read may take.
+    pub fn patience(&self) -> Duration {
+        self.options.patience
     }
 
     /// How chunks are cut.

@@ -18,6 +18,12 @@ mod shard;
 mod tls;
 mod wire;
 
+/// The network and its nodes in a simulation, for tests.
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation {
+    pub use crate::client::simulation::{SimulatedNode, World};
+}
+
 pub use client::{Client, ClientOptions, ClientStats, Found};
 pub use erasure::Code;
 pub use error::Error;

@@ -71,7 +71,7 @@ impl Connection {
         Self::new(Transport::over(socket), Instant::now())
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(super) fn pipe(&self) -> Option<&super::simulation::Pipe> {
         if let Transport::Simulated(pipe) = &self.transport { Some(pipe) } else { None }
     }

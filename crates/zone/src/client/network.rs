@@ -8,6 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, Timespec, poll};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use snowmelt_threads::Threads;
 
 use super::connection::Connection;
 use super::transport::Transport;
@@ -15,7 +16,7 @@ use super::transport::Transport;
 #[derive(Clone, Debug)]
 pub(super) enum Network {
     Real,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     Simulated(Arc<super::simulation::World>),
 }
 
@@ -23,8 +24,16 @@ impl Network {
     pub(super) fn now(&self) -> Instant {
         match self {
             Self::Real => Instant::now(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(world) => world.now(),
+        }
+    }
+
+    pub(super) fn threads(&self) -> Threads {
+        match self {
+            Self::Real => Threads::Real,
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Simulated(world) => Threads::Simulated(world.simulation().clone()),
         }
     }
 
@@ -36,7 +45,7 @@ impl Network {
     ) -> io::Result<Transport> {
         match self {
             Self::Real => Transport::open(address, tls),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(world) => Ok(world.open(address)),
         }
     }
@@ -51,7 +60,7 @@ impl Network {
         if left.is_zero() {
             return None;
         }
-        #[cfg(test)]
+        #[cfg(any(test, feature = "simulation"))]
         if let Self::Simulated(world) = self {
             return world.wait(connections, deadline);
         }

@@ -1,173 +1,323 @@
-//! The client's own state machine and nodes' own stores, over a network that is simulated: seeded, in virtual time, with delays,
-//! partitions, crashes and corruption. What answers on a node's side is a model of its server, by the same wire format.
-//!
-//! A read gives the right bytes or a miss, within its patience; and when the faults stop, every chunk is found by everybody again.
-#![allow(clippy::expect_used, reason = "tests")]
+//! A network that is simulated: connections in virtual time, and at their other ends what stands for nodes: their own stores behind a model
+//! of their server, by the same wire format. Nodes may crash, be cut off, slow, damaged, or lie.
+#![allow(clippy::expect_used, reason = "for tests")]
 
-mod world;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use std::time::Duration;
-
-use rand::seq::IndexedRandom as _;
+use bytes::Bytes;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use snowmelt_chunk::ChunkId;
+use snowmelt_threads::{Event, Simulation};
 
-pub(super) use self::world::{Pipe, World};
-use super::network::Network;
-use super::{Client, ClientOptions, Found};
+use super::Client;
+use super::connection::Connection;
+use super::transport::Transport;
+use crate::node::Shards;
 use crate::placement::{Node, Placement};
+use crate::shard::{Shard, checksum};
+use crate::wire;
 
-const SEEDS: u64 = 100;
-const STEPS: usize = 250;
-const NODES: usize = 7;
-const CHUNKS: u64 = 12;
-
-fn content(number: u64) -> (ChunkId, Vec<u8>) {
-    let mut content = vec![0; 1 + 1021 * number as usize];
-    ChaCha8Rng::seed_from_u64(number).fill(&mut content[..]);
-    (ChunkId(*blake3::hash(&content).as_bytes()), content)
+/// Nodes, and all connections to them.
+#[derive(Debug)]
+pub struct World {
+    simulation: Simulation,
+    /// Where virtual time began.
+    start: Instant,
+    state: Mutex<State>,
+    /// What is on its way has changed otherwise than by time.
+    changed: Event,
 }
 
-/// One history.
-struct History {
-    seed: u64,
+#[derive(Debug)]
+struct State {
     rng: ChaCha8Rng,
-    world: std::sync::Arc<World>,
-    /// Two machines.
-    clients: Vec<Client>,
-    /// What has happened, to see that it is the same each time.
-    trace: Vec<String>,
+    nodes: Vec<SimulatedNode>,
+    pipes: BTreeMap<u64, Ends>,
+    next: u64,
 }
 
-impl History {
-    fn new(seed: u64) -> Self {
-        let world = World::new(seed, NODES);
-        let clients = (0..2).map(|_| {
-            let mut client = Client::new(ClientOptions::default());
-            client.network = Network::Simulated(std::sync::Arc::clone(&world));
-            client
-        });
-        let history =
-            Self { seed, rng: ChaCha8Rng::seed_from_u64(seed), clients: clients.collect(), world, trace: Vec::new() };
-        history.clients.iter().for_each(|client| tell(client, 0..NODES));
-        history
+/// A node, and what is wrong with it.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
+pub struct SimulatedNode {
+    shards: Shards,
+    /// Takes connections.
+    pub is_up: bool,
+    /// What is sent to it and what it sends is lost.
+    pub is_cut_off: bool,
+    /// Takes up to 300 ms for each part of an answer.
+    pub is_slow: bool,
+    /// Cuts and changes some answers.
+    pub corrupts: bool,
+    /// Answers with other bytes, and the checksum that fits them.
+    pub lies: bool,
+}
+
+impl SimulatedNode {
+    fn new() -> Self {
+        let shards = Shards::open(16 << 20, None).expect("memory alone does not fail");
+        Self { shards, is_up: true, is_cut_off: false, is_slow: false, corrupts: false, lies: false }
     }
 
-    fn read(&mut self, client: usize, number: u64) -> Found {
-        let (id, expected) = content(number);
-        let mut into = vec![0xee; expected.len()];
-        let start = self.world.now();
-        let client = &self.clients[client];
-        let found = client.read(&id, &mut into, &|bytes| blake3::hash(bytes).as_bytes() == &id.0);
-        let took = self.world.now() - start;
-        assert!(took <= client.options.patience, "seed {}: a read took {took:?}", self.seed);
-        if matches!(found, Found::Hit { .. }) {
-            assert_eq!(into, expected, "seed {}: wrong bytes", self.seed);
-        }
-        self.trace.push(format!("{took:?} {found:?}"));
-        found
-    }
-
-    fn write(&mut self, client: usize, number: u64, only: Option<&[u8]>) {
-        let (id, content) = content(number);
-        let start = self.world.now();
-        let client = &self.clients[client];
-        let written = client.write(&id, &content, only);
-        let took = self.world.now() - start;
-        assert!(took <= client.options.write_patience, "seed {}: a write took {took:?}", self.seed);
-        self.trace.push(format!("{took:?} {written}"));
-    }
-
-    /// As a reader does: what it had to get elsewhere it writes, and what is said to be missing.
-    fn use_chunk(&mut self, client: usize, number: u64) {
-        match self.read(client, number) {
-            Found::Hit { missing } if missing.is_empty() => {}
-            Found::Hit { missing } => self.write(client, number, Some(&missing)),
-            Found::Miss | Found::Corrupt => self.write(client, number, None),
-        }
-    }
-
-    fn step(&mut self) {
-        // Faults end more often than they begin, so that most of the time a few are there.
-        let (node, is_bad) = (self.rng.random_range(0..NODES), self.rng.random_bool(0.3));
-        match self.rng.random_range(0..40) {
-            0 => self.world.change(node, |node| node.is_cut_off = is_bad),
-            1 => self.world.change(node, |node| node.slow = is_bad),
-            2 => self.world.change(node, |node| node.corrupts = is_bad),
-            3 => self.world.crash(node),
-            4 => self.world.change(node, |node| node.is_up = !is_bad),
-            5 => {
-                let first = self.rng.random_range(0..3);
-                self.clients.iter().for_each(|client| tell(client, first..NODES));
-            }
-            6 => self.world.change(node, |node| node.lies = is_bad),
-            7 => self.world.pass(Duration::from_millis(self.rng.random_range(0..3000))),
-            _ => {
-                let (client, number) = (self.rng.random_range(0..2), self.rng.random_range(0..CHUNKS));
-                self.use_chunk(client, number);
-            }
-        }
-    }
-
-    fn heal(&mut self) {
-        (0..NODES).for_each(|node| self.world.change(node, world::SimulatedNode::heal));
-        self.clients.iter().for_each(|client| tell(client, 0..NODES));
-        for round in 0..4 {
-            self.world.pass(Duration::from_secs(3));
-            for number in 0..CHUNKS {
-                self.use_chunk(round % 2, number);
-            }
-        }
-        for client in 0..2 {
-            for number in 0..CHUNKS {
-                let found = self.read(client, number);
-                let healed = matches!(found, Found::Hit { .. });
-                assert!(healed, "seed {}: chunk {number} does not heal: {found:?}", self.seed);
-            }
-        }
-    }
-
-    fn run(mut self) -> Vec<String> {
-        (0..STEPS).for_each(|_| self.step());
-        self.heal();
-        self.trace
+    /// Nothing is wrong with it any more.
+    pub fn heal(&mut self) {
+        (self.is_up, self.is_cut_off, self.is_slow, self.corrupts, self.lies) = (true, false, false, false, false);
     }
 }
 
-fn tell(client: &Client, nodes: std::ops::Range<usize>) {
-    let node = |number: usize| Node {
-        name: format!("node-{number}"),
-        address: World::address(number).to_string(),
-        domain: None,
+/// What is on its way on one connection.
+#[derive(Debug)]
+struct Ends {
+    node: usize,
+    /// What the node has of a request.
+    request: Vec<u8>,
+    /// What the client will have, and when; an empty one is the end.
+    coming: VecDeque<(Duration, Vec<u8>)>,
+}
+
+/// A client's end.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    world: Arc<World>,
+    id: u64,
+}
+
+impl World {
+    /// So many nodes, all well.
+    pub fn new(simulation: &Simulation, nodes: usize) -> Arc<Self> {
+        let nodes = (0..nodes).map(|_| SimulatedNode::new()).collect();
+        let rng = ChaCha8Rng::seed_from_u64(!simulation.seed());
+        let state = State { rng, nodes, pipes: BTreeMap::new(), next: 0 };
+        Arc::new(Self {
+            simulation: simulation.clone(),
+            start: simulation.now(),
+            state: Mutex::new(state),
+            changed: simulation.event(),
+        })
+    }
+
+    /// What it is part of.
+    pub fn simulation(&self) -> &Simulation {
+        &self.simulation
+    }
+
+    fn address(node: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, node as u8], 7070))
+    }
+
+    /// Has a client use these nodes from now on.
+    pub fn tell(client: &Client, nodes: Range<usize>) {
+        let node = |number: usize| Node {
+            name: format!("node-{number}"),
+            address: Self::address(number).to_string(),
+            domain: None,
+        };
+        let placement = Placement::new(nodes.map(node).collect(), client.code().shards());
+        let addresses: Vec<_> = placement.nodes().iter().map(|node| node.address.parse().ok()).collect();
+        client.set_nodes(placement, &addresses);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.simulation.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.now() - self.start
+    }
+
+    /// Changes what is wrong with a node.
+    pub fn change(&self, node: usize, change: impl FnOnce(&mut SimulatedNode)) {
+        let now = self.elapsed();
+        let mut state = self.state();
+        change(&mut state.nodes[node]);
+        if !state.nodes[node].is_up {
+            state.close_all(node, now);
+        }
+        drop(state);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// It loses its memory and its connections, and is there again.
+    pub fn crash(&self, node: usize) {
+        let now = self.elapsed();
+        let mut state = self.state();
+        state.nodes[node].shards = SimulatedNode::new().shards;
+        state.close_all(node, now);
+        drop(state);
+        self.changed.notify(usize::MAX);
+    }
+
+    pub(super) fn open(self: &Arc<Self>, address: &SocketAddr) -> Transport {
+        let now = self.elapsed();
+        let mut state = self.state();
+        let id = state.next;
+        state.next += 1;
+        let node = (0..state.nodes.len()).find(|node| Self::address(*node) == *address).expect("it is one of ours");
+        let mut ends = Ends { node, request: Vec::new(), coming: VecDeque::new() };
+        if !state.nodes[node].is_up && !state.nodes[node].is_cut_off {
+            ends.coming.push_back((now + Duration::from_micros(50), Vec::new()));
+        }
+        state.pipes.insert(id, ends);
+        drop(state);
+        Transport::Simulated(Pipe { world: Arc::clone(self), id })
+    }
+
+    /// Waits until one of the connections has something.
+    pub(super) fn wait<'a>(
+        &self,
+        connections: impl Iterator<Item = &'a Connection>,
+        deadline: Instant,
+    ) -> Option<Vec<usize>> {
+        let pipes: Vec<Option<u64>> = connections.map(|connection| connection.pipe().map(|pipe| pipe.id)).collect();
+        loop {
+            let now = self.elapsed();
+            let state = self.state();
+            let coming = |pipe: &Option<u64>| {
+                let ends = state.pipes.get(&(*pipe)?).filter(|ends| !state.nodes[ends.node].is_cut_off)?;
+                ends.coming.front().map(|(at, _)| *at)
+            };
+            let coming: Vec<Option<Duration>> = pipes.iter().map(coming).collect();
+            drop(state);
+            let ready: Vec<usize> =
+                (0..coming.len()).filter(|at| coming[*at].is_some_and(|time| time <= now)).collect();
+            if !ready.is_empty() {
+                return Some(ready);
+            }
+            if self.start + now >= deadline {
+                return None;
+            }
+            let first = coming.into_iter().flatten().min().map(|first| self.start + first);
+            self.changed.wait(Some(first.map_or(deadline, |first| first.min(deadline))));
+        }
+    }
+}
+
+impl State {
+    fn close_all(&mut self, node: usize, now: Duration) {
+        for ends in self.pipes.values_mut().filter(|ends| ends.node == node) {
+            ends.coming.push_back((now, Vec::new()));
+        }
+    }
+
+    /// Answers what has come as a whole.
+    fn serve(&mut self, id: u64, now: Duration) {
+        let Some(ends) = self.pipes.get_mut(&id) else { return };
+        let node = &self.nodes[ends.node];
+        let Some((mut answer, taken)) = respond(node, &ends.request) else { return };
+        ends.request.drain(..taken);
+        if node.corrupts {
+            match self.rng.random_range(0..3) {
+                0 => answer.truncate(self.rng.random_range(0..answer.len())),
+                1 => {
+                    let at = self.rng.random_range(0..answer.len());
+                    answer[at] ^= 1 << self.rng.random_range(0..8);
+                }
+                _ => {}
+            }
+        }
+        let (least, most) = if node.is_slow { (5_000, 300_000) } else { (50, 2_000) };
+        let mut at = now;
+        while !answer.is_empty() {
+            at += Duration::from_micros(self.rng.random_range(least..most));
+            let rest = answer.split_off(self.rng.random_range(1..=answer.len()));
+            ends.coming.push_back((at, std::mem::replace(&mut answer, rest)));
+        }
+    }
+}
+
+/// The answer to the first request, as a server gives it, and how long that request was; `None` if it is not whole.
+fn respond(node: &SimulatedNode, request: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let end = request.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&request[..end]).expect("the client writes text");
+    let header = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines.find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
     };
-    let placement = Placement::new(nodes.map(node).collect(), client.code().shards());
-    let addresses: Vec<_> = placement.nodes().iter().map(|node| node.address.parse().ok()).collect();
-    client.set_nodes(placement, &addresses);
-}
-
-#[test]
-fn reads_are_right_or_misses_in_time_and_faults_heal() {
-    let mut seen = [0_u64; 4];
-    for seed in 0..SEEDS {
-        let trace = History::new(seed).run();
-        for (seen, what) in seen.iter_mut().zip(["Hit { missing: [] }", "Hit { missing: [", "Miss", "Corrupt"]) {
-            *seen += trace.iter().filter(|line| line.contains(what)).count() as u64;
+    let mut words = head.split(' ');
+    let (method, path) = (words.next()?, words.next()?);
+    let key = wire::parse_path(path).expect("the client asks for shards");
+    if method == "GET" {
+        let Some(mut shard) = node.shards.in_memory(&key) else {
+            return Some((b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(), end));
+        };
+        if node.lies {
+            shard.bytes = shard.bytes.iter().map(|byte| !byte).collect();
+            shard.checksum = checksum(&key, shard.chunk_bytes, &shard.bytes);
         }
+        let mut answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{}: {}\r\n{}: {}\r\n\r\n",
+            shard.bytes.len(),
+            wire::CHUNK_BYTES,
+            shard.chunk_bytes,
+            wire::CHECKSUM,
+            wire::checksum_text(shard.checksum)
+        )
+        .into_bytes();
+        answer.extend_from_slice(&shard.bytes);
+        return Some((answer, end));
     }
-    // The faults leave something to be right, and do harm.
-    assert!(
-        seen[0] > SEEDS * STEPS as u64 / 4 && seen[1] - seen[0] > SEEDS && seen[2] > SEEDS && seen[3] > 0,
-        "{seen:?}"
-    );
-    println!("whole, with shards missing or not, missed, corrupt: {seen:?}");
+    let length: usize = header("content-length")?.parse().ok()?;
+    let bytes = request.get(end..end + length)?;
+    let chunk_bytes = header(wire::CHUNK_BYTES).and_then(wire::parse_chunk_bytes)?;
+    let checksum = header(wire::CHECKSUM).and_then(wire::parse_checksum)?;
+    let shard = Shard { chunk_bytes, checksum, bytes: Bytes::copy_from_slice(bytes) };
+    assert!(shard.is_whole(&key), "the client writes what is whole");
+    let status = if node.shards.put(key, shard) { "201 Created" } else { "200 OK" };
+    Some((format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes(), end + length))
 }
 
-#[test]
-fn a_history_is_the_same_each_time() {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let seeds: Vec<u64> = (0..SEEDS).collect();
-    for seed in seeds.choose_multiple(&mut rng, 5) {
-        assert_eq!(History::new(*seed).run(), History::new(*seed).run(), "seed {seed}");
+impl Pipe {
+    pub(super) fn send(&self, bytes: &[u8]) -> usize {
+        let now = self.world.elapsed();
+        let mut state = self.world.state();
+        let state = &mut *state;
+        if let Some(ends) = state.pipes.get_mut(&self.id) {
+            let node = &state.nodes[ends.node];
+            // What is sent to a node that is cut off is lost, with all that follows on this connection.
+            if node.is_up && !node.is_cut_off {
+                ends.request.extend_from_slice(bytes);
+                state.serve(self.id, now);
+            }
+        }
+        bytes.len()
+    }
+
+    pub(super) fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let now = self.world.elapsed();
+        let mut state = self.world.state();
+        let state = &mut *state;
+        let Some(ends) = state.pipes.get_mut(&self.id) else { return Err(ErrorKind::NotConnected.into()) };
+        let is_cut_off = state.nodes[ends.node].is_cut_off;
+        let Some((_, bytes)) = ends.coming.front_mut().filter(|(at, _)| *at <= now && !is_cut_off) else {
+            return Ok(None);
+        };
+        if bytes.is_empty() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let count = bytes.len().min(into.len());
+        into[..count].copy_from_slice(&bytes[..count]);
+        bytes.drain(..count);
+        if bytes.is_empty() {
+            ends.coming.pop_front();
+        }
+        Ok(Some(count))
     }
 }
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.world.state().pipes.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

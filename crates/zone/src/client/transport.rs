@@ -18,7 +18,7 @@ const READ_BYTES: usize = 32 << 10;
 pub(super) enum Transport {
     Plain(Socket),
     Tls(Box<Tls>),
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     Simulated(super::simulation::Pipe),
 }
 
@@ -66,7 +66,7 @@ impl Transport {
                 tls.flush()?;
                 Ok(Some(count))
             }
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(pipe) => Ok(Some(pipe.send(bytes))),
         }
     }
@@ -76,7 +76,7 @@ impl Transport {
         match self {
             Self::Plain(socket) => not_yet(socket.receive(into, RecvFlags::empty())),
             Self::Tls(tls) => tls.receive(into),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(pipe) => pipe.receive(into),
         }
     }
@@ -112,7 +112,7 @@ impl Transport {
             match self {
                 Self::Plain(socket) => not_yet(socket.receive(nowhere, RecvFlags::TRUNC)),
                 Self::Tls(tls) => tls.receive(nowhere),
-                #[cfg(test)]
+                #[cfg(any(test, feature = "simulation"))]
                 Self::Simulated(pipe) => pipe.receive(nowhere),
             }
         })
@@ -136,7 +136,7 @@ impl Transport {
             }
             // Its own messages, such as a new key, are no answer.
             Self::Tls(tls) => !matches!(tls.receive(&mut [0]), Ok(None)),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(pipe) => !matches!(pipe.receive(&mut [0]), Ok(None)),
         }
     }
@@ -147,7 +147,7 @@ impl AsFd for Transport {
         match self {
             Self::Plain(socket) => socket.0.as_fd(),
             Self::Tls(tls) => tls.socket.get_ref().0.as_fd(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             Self::Simulated(_) => unreachable!("a simulated network waits by itself"),
         }
     }

@@ -1,11 +1,11 @@
 //! What a node has: memory over disk.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use snowmelt_threads::{Background, Taken, Threads};
 
 use super::disk::DiskLog;
 use super::memory::Memory;
@@ -133,7 +133,7 @@ impl Shards {
     /// Waits until what came so far is on disk.
     pub fn flush(&self) {
         if let Some(writer) = &self.writer {
-            writer.flush();
+            writer.background.flush();
         }
     }
 
@@ -162,96 +162,47 @@ impl Shards {
     }
 }
 
-#[derive(Debug)]
-enum Job {
-    Write(ShardKey, Shard),
-    Flush(SyncSender<()>),
-}
-
-/// Writes to the disk behind the requests' backs. Ends, with all it has taken, when dropped.
+/// Writes to the disk behind the requests' backs.
 #[derive(Debug)]
 struct Writer {
-    queue: Mutex<Option<SyncSender<Job>>>,
+    background: Background<(ShardKey, Shard)>,
     waiting_bytes: Arc<AtomicU64>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writer {
     fn start(disk: Arc<DiskLog>, unkept: Arc<AtomicU64>, is_failing: Arc<AtomicBool>) -> Self {
-        let (sender, jobs) = sync_channel(QUEUE);
         let waiting_bytes = Arc::new(AtomicU64::new(0));
         let waiting = Arc::clone(&waiting_bytes);
-        let work = move || write_all(&disk, &jobs, &waiting, &unkept, &is_failing);
-        let thread = std::thread::Builder::new().name("write-shards".into()).spawn(work);
-        let thread = thread.inspect_err(|error| tracing::error!(%error, "no shard is kept on disk")).ok();
-        Self { queue: Mutex::new(Some(sender)), waiting_bytes, thread: Mutex::new(thread) }
-    }
-
-    fn sender(&self) -> Option<SyncSender<Job>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut failed: Option<Instant> = None;
+        let write = move |(key, shard): (ShardKey, Shard)| {
+            if failed.is_some_and(|failed| failed.elapsed() < DISK_REST) {
+                unkept.fetch_add(1, Ordering::Relaxed);
+            } else if let Err(error) = disk.put(&key, &shard) {
+                unkept.fetch_add(1, Ordering::Relaxed);
+                is_failing.store(true, Ordering::Relaxed);
+                // Once, not for each shard.
+                if failed.replace(Instant::now()).is_none() {
+                    tracing::warn!(%error, "shards are kept in memory only");
+                }
+            } else if failed.take().is_some() {
+                is_failing.store(false, Ordering::Relaxed);
+                tracing::info!("shards are kept on disk again");
+            }
+            waiting.fetch_sub(shard.bytes.len() as u64, Ordering::Relaxed);
+        };
+        let background = Background::start(&Threads::Real, "write-shards", QUEUE, write);
+        Self { background, waiting_bytes }
     }
 
     fn write(&self, key: ShardKey, shard: Shard) -> bool {
         let bytes = shard.bytes.len() as u64;
         // The first is taken however long it is.
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let is_taken = (waiting == 0 || waiting + bytes <= QUEUE_BYTES)
-            && self.sender().is_some_and(|sender| sender.try_send(Job::Write(key, shard)).is_ok());
+        let is_taken =
+            (waiting == 0 || waiting + bytes <= QUEUE_BYTES) && self.background.give((key, shard)) == Taken::Yes;
         if !is_taken {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         is_taken
-    }
-
-    fn flush(&self) {
-        let (done, wait) = sync_channel(1);
-        if let Some(sender) = self.sender()
-            && sender.send(Job::Flush(done)).is_ok()
-        {
-            // An error means that the thread is gone.
-            let _ = wait.recv();
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn write_all(
-    disk: &DiskLog,
-    jobs: &Receiver<Job>,
-    waiting_bytes: &AtomicU64,
-    unkept: &AtomicU64,
-    is_failing: &AtomicBool,
-) {
-    let mut failed: Option<Instant> = None;
-    for job in jobs {
-        let (key, shard) = match job {
-            Job::Write(key, shard) => (key, shard),
-            Job::Flush(done) => {
-                let _ = done.send(());
-                continue;
-            }
-        };
-        if failed.is_some_and(|failed| failed.elapsed() < DISK_REST) {
-            unkept.fetch_add(1, Ordering::Relaxed);
-        } else if let Err(error) = disk.put(&key, &shard) {
-            unkept.fetch_add(1, Ordering::Relaxed);
-            is_failing.store(true, Ordering::Relaxed);
-            // Once, not for each shard.
-            if failed.replace(Instant::now()).is_none() {
-                tracing::warn!(%error, "shards are kept in memory only");
-            }
-        } else if failed.take().is_some() {
-            is_failing.store(false, Ordering::Relaxed);
-            tracing::info!("shards are kept on disk again");
-        }
-        waiting_bytes.fetch_sub(shard.bytes.len() as u64, Ordering::Relaxed);
     }
 }
