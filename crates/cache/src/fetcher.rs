@@ -9,12 +9,13 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use snowmelt_chunk::ChunkId;
 use snowmelt_store::Store;
+use snowmelt_threads::{Condvar, Threads};
 
 use crate::{ChunkName, Error, L1, Priority, Tier, Upstream};
 
@@ -65,6 +66,7 @@ pub struct Fetcher(Arc<Shared>);
 
 struct Shared {
     upstream: Upstream,
+    threads: Threads,
     l1: Arc<L1>,
     limits: FetchLimits,
     observe: Box<dyn Fn(Tier, Priority, Duration) + Send + Sync>,
@@ -149,14 +151,16 @@ impl Fetcher {
         limits: FetchLimits,
         observe: impl Fn(Tier, Priority, Duration) + Send + Sync + 'static,
     ) -> Self {
+        let threads = upstream.threads();
         Self(Arc::new(Shared {
             upstream,
             l1,
             limits,
             observe: Box::new(observe),
             state: Mutex::default(),
-            zone: Condvar::new(),
-            origin: Condvar::new(),
+            zone: threads.condvar(),
+            origin: threads.condvar(),
+            threads,
             joined: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -200,7 +204,7 @@ impl Fetcher {
             priority,
             stage,
             is_running: false,
-            since: Instant::now(),
+            since: shared.threads.now(),
             waiters: vec![waiter],
         };
         state.flights.insert(key, flight);
@@ -268,7 +272,7 @@ impl Shared {
             return;
         }
         let shared = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name("fetch".into()).spawn(move || shared.run(stage));
+        let spawned = self.threads.spawn("fetch", move || shared.run(stage));
         match spawned {
             Ok(_) => pool.threads += 1,
             // Those that there are come to it.
@@ -281,7 +285,7 @@ impl Shared {
         while !state.is_ending {
             let Some(key) = state.pool(stage).pop() else {
                 state.pool(stage).idle += 1;
-                state = self.condvar(stage).wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.condvar(stage).wait(&self.state, state);
                 state.pool(stage).idle -= 1;
                 continue;
             };
@@ -358,7 +362,7 @@ impl Shared {
         let Some(flight) = state.flights.remove(key) else { return state };
         drop(state);
         if fetched.is_ok() && matches!(tier, Tier::Zone | Tier::Origin) {
-            (self.observe)(tier, flight.priority, flight.since.elapsed());
+            (self.observe)(tier, flight.priority, self.threads.now() - flight.since);
         }
         for waiter in flight.waiters {
             waiter.done(fetched.clone());

@@ -23,10 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use snowmelt_chunk::ChunkId;
+use snowmelt_threads::{Background, Taken, Threads};
 
 use self::disk::Disk;
 use self::memory::Memory;
-use crate::background::{Background, Taken};
 use crate::{ChunkName, Error, Tier};
 
 /// Chunks that wait to be written to the disk: 32 MiB. What comes when it is full is in memory only.
@@ -89,12 +89,16 @@ impl L1 {
     /// # Errors
     /// [`Error::Io`], and [`Error::InUse`] where another worker has the folder.
     pub fn open(options: L1Options) -> Result<Self, Error> {
+        Self::open_on(&Threads::Real, options)
+    }
+
+    pub(crate) fn open_on(threads: &Threads, options: L1Options) -> Result<Self, Error> {
         let disk = options.disk.as_ref().map(|(folder, bytes)| Disk::open(folder, *bytes)).transpose()?.map(Arc::new);
         let counters = Counters::default();
         let writer = disk.clone().map(|disk| {
             let unkept = Arc::clone(&counters.unkept);
             let mut is_failing = false;
-            Background::start("l1-write", QUEUE, move |(id, bytes): (ChunkId, Bytes)| match disk.put(&id, &bytes) {
+            let write = move |(id, bytes): (ChunkId, Bytes)| match disk.put(&id, &bytes) {
                 Ok(()) => is_failing = false,
                 Err(error) => {
                     unkept.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +107,8 @@ impl L1 {
                         tracing::warn!(%error, "chunks are not kept on disk");
                     }
                 }
-            })
+            };
+            Background::start(threads, "l1-write", QUEUE, write)
         });
         Ok(Self { memory: Memory::new(options.memory_bytes), disk, writer, options, counters })
     }

@@ -8,12 +8,13 @@
 //! What comes from upstream is verified by its id before anything else is done with it; what comes from this machine is
 //! verified before it is used, dropped when it is damaged, and fetched again. Everything but [`Tiers`] has ciphertext only, and no keys.
 
-mod background;
 mod buffers;
 mod disk;
 mod error;
 mod fetcher;
 mod l1;
+#[cfg(test)]
+mod simulation;
 mod stats;
 mod tiers;
 mod upstream;

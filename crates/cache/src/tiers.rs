@@ -8,9 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use snowmelt_chunk::{ChunkId, ChunkSecret, Suite};
 use snowmelt_store::Store;
+use snowmelt_threads::{Background, Taken, Threads};
 use snowmelt_zone::{Client, Follower};
 
-use crate::background::{Background, Taken};
 use crate::stats::{Counters, add};
 use crate::{ChunkName, DiskCache, Error, TierStats, Upstream, WorkerClient};
 
@@ -113,7 +113,7 @@ impl Tiers {
         let disk = disk.map(Arc::new);
         let keeper = disk.clone().map(|disk| {
             let mut has_complained = false;
-            Background::start("snowmelt-keep", QUEUE, move |(id, ciphertext): (ChunkId, Bytes)| {
+            Background::start(&Threads::Real, "snowmelt-keep", QUEUE, move |(id, ciphertext): (ChunkId, Bytes)| {
                 if let Err(error) = disk.put(&id, &ciphertext)
                     && !std::mem::replace(&mut has_complained, true)
                 {

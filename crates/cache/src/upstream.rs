@@ -9,9 +9,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use snowmelt_chunk::{ChunkId, Suite};
 use snowmelt_store::Store;
+use snowmelt_threads::{Background, Taken, Threads};
 use snowmelt_zone::{Client, Follower, Found};
 
-use crate::background::{Background, Taken};
 use crate::buffers::Buffers;
 use crate::stats::{Counters, add};
 use crate::{Error, Tier};
@@ -41,7 +41,7 @@ pub struct Upstream {
 struct Zone {
     client: Arc<Client>,
     /// Knows which nodes there are, while it lives.
-    _follower: Follower,
+    _follower: Option<Follower>,
     writer: Background<WriteBack>,
     buffers: Arc<Buffers>,
 }
@@ -61,15 +61,25 @@ impl Upstream {
     }
 
     pub(crate) fn counting(zone: Option<(Arc<Client>, Follower)>, counters: Arc<Counters>) -> Self {
+        Self::of(zone.map(|(client, follower)| (client, Some(follower))), counters)
+    }
+
+    /// Without a follower the client knows its nodes.
+    pub(crate) fn of(zone: Option<(Arc<Client>, Option<Follower>)>, counters: Arc<Counters>) -> Self {
         let zone = zone.map(|(client, follower)| {
             let nodes = Arc::clone(&client);
             let write = move |job: WriteBack| {
                 nodes.write(&job.id, &job.bytes, job.missing.as_deref());
             };
-            let writer = Background::start("zone-write", QUEUE, write);
+            let writer = Background::start(&client.threads(), "zone-write", QUEUE, write);
             Zone { client, _follower: follower, writer, buffers: Arc::default() }
         });
         Self { zone, counters }
+    }
+
+    /// Where it runs.
+    pub(crate) fn threads(&self) -> Threads {
+        self.zone().map(Client::threads).unwrap_or_default()
     }
 
     /// Whether there is a zone to be asked.
