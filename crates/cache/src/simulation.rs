@@ -25,7 +25,7 @@ use crate::{ChunkName, L1Options, Priority, Tier};
 const SEEDS: u64 = 24;
 const NODES: usize = 6;
 const CHUNKS: u64 = 24;
-const SANDBOXES: usize = 9;
+const SANDBOXES: usize = 12;
 const FAULTS: usize = 60;
 
 fn content(number: u64) -> (ChunkName, Vec<u8>) {

@@ -278,11 +278,22 @@ impl Manifest {
     /// [`Error::KeyService`]. [`Error::Unauthentic`] when the key does not open it, any byte of the manifest was changed, or it
     /// is another image's.
     pub fn open(&self, keys: &dyn KeyService, image: &str) -> Result<OpenedManifest, Error> {
-        let data_key = keys.unwrap_data_key(&KeyUse { tenant: &self.tenant, image }, &self.wrapped_key)?;
-        self.open_with(&data_key)
+        self.open_with(&self.data_key(keys, image)?)
     }
 
-    fn open_with(&self, data_key: &DataKey) -> Result<OpenedManifest, Error> {
+    /// The key of the sealed part, from the key service.
+    ///
+    /// # Errors
+    /// Those of the key service, as [`Manifest::open`].
+    pub fn data_key(&self, keys: &dyn KeyService, image: &str) -> Result<DataKey, Error> {
+        keys.unwrap_data_key(&KeyUse { tenant: &self.tenant, image }, &self.wrapped_key)
+    }
+
+    /// Opens the sealed part with its key.
+    ///
+    /// # Errors
+    /// [`Error::Unauthentic`], as [`Manifest::open`].
+    pub fn open_with(&self, data_key: &DataKey) -> Result<OpenedManifest, Error> {
         let (clear, sealed) = self.bytes.split_at(self.records.end);
         let (nonce, sealed) = sealed.split_at(layout::NONCE);
         let mut opened = SecretBytes::copy_of(sealed);

@@ -226,9 +226,12 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
     CacheNode(CacheNodeArgs),
     Completions(CompletionsArgs),
-    /// Serves one sandbox. Started by run and mount.
+    /// Serves one sandbox, or opens its image for who serves it. Started by run, mount and worker.
     #[command(hide = true)]
-    Agent,
+    Agent {
+        #[arg(long)]
+        open: bool,
+    },
 }
 
 /// Flatten an image, encrypt its chunks and store those that are not there yet.

@@ -58,7 +58,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Cp(args) => copy::copy(&app, args),
         Command::Scrub(args) => scrub::scrub(&app, args),
         Command::Worker(args) => worker::worker(&app, args),
-        Command::Completions(_) | Command::CacheNode(_) | Command::Agent => unreachable!("answered before"),
+        Command::Completions(_) | Command::CacheNode(_) | Command::Agent { .. } => unreachable!("answered before"),
     }
 }
 

@@ -22,8 +22,8 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     // The agent sets up messages and signals of its own, before any thread exists.
-    if matches!(args.command, Command::Agent) {
-        return ExitCode::from(snowmelt_sandbox::agent_main());
+    if let Command::Agent { open } = args.command {
+        return ExitCode::from(if open { snowmelt_sandbox::opener_main() } else { snowmelt_sandbox::agent_main() });
     }
     snowmelt_chunk::no_core_files();
     let is_run = matches!(args.command, Command::Run(_));

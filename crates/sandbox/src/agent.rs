@@ -16,6 +16,8 @@ mod image;
 pub(crate) mod lease;
 mod link;
 mod mounter;
+pub(crate) mod opener;
+mod opening;
 pub(crate) mod protocol;
 mod recorder;
 pub(crate) mod start_logs;
@@ -50,6 +52,20 @@ const COME_BACK_AFTER: Duration = Duration::from_millis(200);
 
 /// The whole of the hidden `agent` subcommand. Gives the exit status: 0, or 1 after a failure, which it has reported.
 pub fn agent_main() -> u8 {
+    set_up_process();
+    match run() {
+        Ok(()) => 0,
+        Err(()) => 1,
+    }
+}
+
+/// The same for `agent --open`, which [opens an image](opener) for an agent that a worker starts.
+pub fn opener_main() -> u8 {
+    set_up_process();
+    opener::main()
+}
+
+fn set_up_process() {
     snowmelt_chunk::no_core_files();
     // Out of reach of the terminal's signals: those are for the command; we end when it has.
     let _ = rustix::process::setsid();
@@ -59,10 +75,6 @@ pub fn agent_main() -> u8 {
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     let _ = subscriber.try_init();
-    match run() {
-        Ok(()) => 0,
-        Err(()) => 1,
-    }
 }
 
 /// Starts and serves; a failure is reported to who waits for the mount.
@@ -110,6 +122,8 @@ struct ByWorker {
     begin: Begin,
     /// Where messages go, for a successor.
     messages: OwnedFd,
+    /// Where what was opened comes from, until it is read.
+    opener: Option<OwnedFd>,
     /// What the agent before left, until it is taken up.
     resumed: Option<Resumed>,
 }
@@ -177,7 +191,7 @@ impl Agent {
 
     fn begin_by_worker(&mut self, place: &Place) -> Result<(), Error> {
         let (link, begun) = Link::begin(place, &self.request.record.id)?;
-        let Begun { mut begin, control, reports, messages, namespace, held } = begun;
+        let Begun { mut begin, control, reports, messages, opener, namespace, held } = begun;
         self.control = Lines::new(control);
         self.reports = Arc::new(reports.into());
         if let Some(namespace) = namespace {
@@ -200,7 +214,7 @@ impl Agent {
                 Some(Resumed { handed_over: *handed_over, mounter, held: held.collect() })
             }
         };
-        self.worker = Some(ByWorker { link, begin, messages, resumed });
+        self.worker = Some(ByWorker { link, begin, messages, opener: Some(opener), resumed });
         Ok(())
     }
 
@@ -320,16 +334,23 @@ impl Agent {
         let command = self.request.command.clone();
         let inside = directory.to_owned();
         let reports = Arc::clone(&self.reports);
-        let link = self.worker.as_ref().map(|worker| worker.link.clone());
+        let worker = self.worker.as_mut().map(|worker| (worker.link.clone(), worker.opener.take()));
         let resumed = self.worker.as_mut().and_then(|worker| worker.resumed.take());
         let mounter = self.mounter.take();
         let open_and_mount = move || {
-            let way = link.map_or(Way::Own, Way::Worker);
-            if let Some(Resumed { handed_over, mounter, held }) = resumed {
-                return Opened::resume(&config, &record, &way, handed_over, held, mounter);
-            }
-            let mounter = mounter.ok_or_else(|| Error::invalid("agent", "mounts twice: this is a bug"))?;
-            let opened = Opened::open(&config, &record, command.as_deref(), &way)?;
+            let again = || Error::invalid("agent", "mounts twice: this is a bug");
+            let way = match worker {
+                None => Way::Own,
+                Some((link, opener)) => Way::Worker(link, opener.ok_or_else(again)?),
+            };
+            let way = match (resumed, way) {
+                (Some(Resumed { handed_over, mounter, held }), Way::Worker(link, opener)) => {
+                    return Opened::resume(&config, &record, link, opener, handed_over, held, mounter);
+                }
+                (_, way) => way,
+            };
+            let mounter = mounter.ok_or_else(again)?;
+            let opened = Opened::open(&config, &record, command.as_deref(), way)?;
             report(&reports, &Report::Opened(Box::new(opened.config().clone())));
             opened.load_all(&|bytes, total| report(&reports, &Report::Loading { bytes, total }))?;
             opened.mount(&inside, &record, mounter)

@@ -39,9 +39,9 @@ mod stats;
 mod users;
 mod worker;
 
-pub use agent::agent_main;
 pub use agent::protocol::{AgentConfig, LoadMode, OnUnavailable, UseWorker};
 pub use agent::start_logs::{CommandLog, command_logs};
+pub use agent::{agent_main, opener_main};
 pub use error::{Cause, Error};
 pub use identity::ProcessId;
 pub use mounts::{log_path, mount, stats, unmount};

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use snowmelt_chunk::{ChunkRecord, ChunkSecret, KeyService, KeyUse, Manifest, OpenedManifest, Suite};
+use snowmelt_chunk::{ChunkRecord, ChunkSecret, DataKey, KeyService, KeyUse, Manifest, OpenedManifest, Suite};
 
 use crate::local::link_unnamed;
 use crate::records::{ImageMetadata, NameBinding, NameRecord};
@@ -114,13 +114,32 @@ pub(crate) fn open_manifest(
     manifest: &Manifest,
     opening: &Opening<'_>,
 ) -> Result<OpenedImage, Error> {
+    let key_id = manifest.key_id().to_owned();
+    let data_key = manifest.data_key(opening.keys, &name.to_string())?;
+    let (manifest, metadata) = open_with_key(name, &record, manifest, &data_key)?;
+    if let Some(seen) = opening.seen {
+        seen.check(store, opening.tenant, name, &record)?;
+    }
+    let store = store.at_root(&record.root)?;
+    Ok(OpenedImage { record, key_id, manifest, metadata, store })
+}
+
+/// Opens the manifest that a record names with its key, and checks that the two agree. Nothing is asked of anybody.
+///
+/// # Errors
+/// [`Error::Corrupt`] where they do not agree, [`Error::Chunk`] where the key does not open it.
+pub fn open_with_key(
+    name: &ImageName,
+    record: &NameRecord,
+    manifest: &Manifest,
+    data_key: &DataKey,
+) -> Result<(OpenedManifest, ImageMetadata), Error> {
     let does_not_agree =
         |what: &str| Error::corrupt(format!("the record of {name}"), format!("{what}: publish it again"));
     if record.image_size != manifest.geometry().image_size || record.chunk_count != manifest.chunk_count() as u64 {
         return Err(does_not_agree("it does not agree with the manifest that it names"));
     }
-    let key_id = manifest.key_id().to_owned();
-    let manifest = manifest.open(opening.keys, &name.to_string())?;
+    let manifest = manifest.open_with(data_key)?;
     let metadata = ImageMetadata::of(&manifest)?;
     // The record is in the clear, what is sealed is not. Images that were published before this was sealed have none.
     if let Some(binding) = &metadata.binding {
@@ -131,11 +150,7 @@ pub(crate) fn open_manifest(
             return Err(does_not_agree("it has another generation or time than its manifest"));
         }
     }
-    if let Some(seen) = opening.seen {
-        seen.check(store, opening.tenant, name, &record)?;
-    }
-    let store = store.at_root(&record.root)?;
-    Ok(OpenedImage { record, key_id, manifest, metadata, store })
+    Ok((manifest, metadata))
 }
 
 /// What is wrong with one chunk of an image.

@@ -43,13 +43,7 @@ impl SeenNames {
     /// [`Error::RolledBack`] where it stood for something newer before: a generation that is not lower and was not published earlier.
     /// Names whose records were lost begin again with generation 1, but later; what they stood for before that is old too. What
     /// cannot be remembered is only logged.
-    pub(crate) fn check(
-        &self,
-        store: &Store,
-        tenant: &str,
-        name: &ImageName,
-        record: &NameRecord,
-    ) -> Result<(), Error> {
+    pub fn check(&self, store: &Store, tenant: &str, name: &ImageName, record: &NameRecord) -> Result<(), Error> {
         let file = self.file(store, tenant, name);
         let mut now = Seen { generation: record.generation, published_at: record.published_at, began_at: 0 };
         let before: Option<Seen> = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());

@@ -19,7 +19,7 @@ use crate::fetcher::{Fetched, Waiter};
 use crate::{ChunkName, FetchLimits, Fetcher, L1, L1Options, Priority, Tier, Upstream};
 
 /// Little, so that it is reached.
-pub(super) const LIMITS: FetchLimits = FetchLimits { zone_reads: 3, origin_reads: 4, flights: 20 };
+pub(super) const LIMITS: FetchLimits = FetchLimits { zone_reads: 2, origin_reads: 2, flights: 3 };
 /// How long a sandbox tries to read.
 const DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);

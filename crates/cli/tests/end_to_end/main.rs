@@ -20,6 +20,7 @@ mod object_storage;
 mod proxy;
 mod registry;
 mod running;
+mod secrets;
 mod sources;
 mod stores;
 mod terminal;

@@ -33,6 +33,10 @@ impl Worker {
         Self { ready: serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}{log}")), process }
     }
 
+    pub fn pid(&self) -> i32 {
+        self.process.id().cast_signed()
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
     }
@@ -71,12 +75,12 @@ impl Drop for Worker {
 
 impl World {
     /// The process that serves the one sandbox there is.
-    fn agent(&self) -> i32 {
+    pub fn agent(&self) -> i32 {
         *self.agents().first().expect("there is a sandbox")
     }
 
     /// The processes that serve sandboxes.
-    fn agents(&self) -> Vec<i32> {
+    pub fn agents(&self) -> Vec<i32> {
         let state = std::fs::read_dir(self.path("state")).unwrap().flatten();
         let records = state.filter_map(|entry| std::fs::read(entry.path().join("record.json")).ok());
         let agent = |record: Vec<u8>| {
@@ -87,7 +91,7 @@ impl World {
     }
 
     /// Kills it, and waits until another serves in its place.
-    fn replace_agent(&self) {
+    pub fn replace_agent(&self) {
         let agent = self.agent();
         kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
         // It is confined when it has left with the worker what the next one needs.

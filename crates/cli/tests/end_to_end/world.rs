@@ -95,6 +95,11 @@ impl World {
         Self::with_stores_on(Some(servers))
     }
 
+    /// For tests of keys in files, wherever the stores of the others are.
+    pub fn on_files() -> Self {
+        Self::with_stores_on(None)
+    }
+
     fn with_stores_on(servers: Option<&'static Servers>) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),

@@ -1,25 +1,27 @@
 //! The image of an agent: from its name to a mounted root file system, and back.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 use snowmelt_cache::{DiskCache, Tiers};
-use snowmelt_chunk::{KeyRing, ManifestId, OpenedManifest};
+use snowmelt_chunk::{ManifestId, OpenedManifest};
 use snowmelt_device::fuse::{self, FuseExport};
 use snowmelt_device::{Device, DeviceHandover, DeviceOptions};
 use snowmelt_image::ImageConfig;
-use snowmelt_store::readback::{OpenedImage, Opening, open_image_with, open_record};
-use snowmelt_store::{ImageLease, ImageName, NameRecord, SeenNames, Store, StoreOptions};
+use snowmelt_store::readback::open_with_key;
+use snowmelt_store::{ImageLease, ImageName, NameRecord, Store, StoreOptions};
 use snowmelt_zone::ZoneOptions;
 use zeroize::Zeroizing;
 
 use super::lease::LeaseKeeper;
 use super::link::Link;
 use super::mounter::{MountOrder, Mounter};
+use super::opener;
+use super::opening::{Found, Opening, find, image_error};
 use super::protocol::{AgentConfig, LoadMode, OnUnavailable};
 use super::recorder::Recorder;
 use super::start_logs::{Expected, StartLogs};
@@ -29,12 +31,17 @@ use crate::stats::TierLoads;
 use crate::worker::HandedOver;
 use crate::{Cause, Error, Stats};
 
-/// How an agent comes by chunks, and who keeps leases and logs.
-#[derive(Clone)]
+/// How an agent comes by its image, and who keeps leases and logs.
 pub(super) enum Way {
-    /// It reads tiers and store itself.
+    /// It opens the image, and reads tiers and store itself.
     Own,
-    /// It asks the worker.
+    /// It asks the worker. The image is opened by another process, which writes to this pipe.
+    Worker(Link, OwnedFd),
+}
+
+/// Where chunks come from.
+enum Source {
+    Store(Store),
     Worker(Link),
 }
 
@@ -63,39 +70,10 @@ pub(super) struct Mounted {
     export: FuseExport,
 }
 
-/// What is known about the start to come, asked for while the manifest is read. All of it is advice.
-struct StartsWanted {
-    starts: StartLogs,
-    expected: Option<Receiver<Expected>>,
-}
-
 /// How long the requests of a device that have begun may take, before a successor answers them.
 const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is said how much is loaded.
 const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
-/// How long a start waits for that once its manifest is here.
-const ADVICE_PATIENCE: Duration = Duration::from_secs(1);
-
-impl StartsWanted {
-    fn ask(config: &AgentConfig, store: &Store, record: &NameRecord, command: Option<&[String]>) -> Option<Self> {
-        let (store, manifest) = (store.at_root(&record.root).ok()?, record.manifest_id().ok()?);
-        let starts = StartLogs::new(&store, &config.tenant, &config.cache_dir, &manifest, command);
-        let expected = (config.load != LoadMode::OnDemand).then(|| {
-            let (answer, expected) = channel();
-            let starts = starts.clone();
-            let work = move || answer.send(starts.expected());
-            // Without a thread there is no answer.
-            let _ = std::thread::Builder::new().name("start-log".into()).spawn(work);
-            expected
-        });
-        Some(Self { starts, expected })
-    }
-
-    fn answer(self) -> (StartLogs, Expected) {
-        let expected = self.expected.and_then(|expected| expected.recv_timeout(ADVICE_PATIENCE).ok());
-        (self.starts, expected.unwrap_or_default())
-    }
-}
 
 impl Opened {
     /// Resolves the record's image and opens its manifest. Nothing of its content is read.
@@ -103,25 +81,20 @@ impl Opened {
         config: &AgentConfig,
         record: &Record,
         command: Option<&[String]>,
-        way: &Way,
+        way: Way,
     ) -> Result<Self, Error> {
-        let failed = |operation| image_error(operation, &record.image);
-        let name: ImageName = record.image.parse().map_err(failed("find image"))?;
-        let (store, keys) = open_store_and_keys(config, &record.image)?;
-        let mut starts = None;
-        let seen = SeenNames::new(&config.cache_dir);
-        let opening = Opening { tenant: &config.tenant, keys: &keys, seen: Some(&seen) };
-        let opened = open_image_with(&store, &name, &opening, |record| {
-            starts = StartsWanted::ask(config, &store, record, command);
-        });
-        let opened = opened.map_err(failed("open image"))?;
-        let starts =
-            starts.ok_or_else(|| Error::invalid("agent", "opened an image that it did not find: this is a bug"))?;
-        let (mut starts, expected) = starts.answer();
-        if let Way::Worker(link) = way {
-            starts = starts.kept_by(link.clone());
-        }
-        let opened = Self::with(config, record, way, &name, opened, (starts, expected), None)?;
+        let (found, source, starts) = match way {
+            Way::Own => {
+                let Opening { found, store, starts, expected } = find(config, &record.image, command, None)?;
+                (found, Source::Store(store), (starts, expected))
+            }
+            Way::Worker(link, opener) => {
+                let (found, expected) = opener::receive(File::from(opener))?;
+                let starts = StartLogs::of_worker(link.clone(), command);
+                (found, Source::Worker(link), (starts, expected))
+            }
+        };
+        let opened = Self::with(config, record, found, source, starts, None)?;
         // What is on this machine is opened when its pages are read ahead; what is not is asked for at once.
         let device = &opened.device;
         if opened.load != LoadMode::All {
@@ -136,25 +109,19 @@ impl Opened {
     pub(super) fn resume(
         config: &AgentConfig,
         record: &Record,
-        way: &Way,
+        link: Link,
+        opener: OwnedFd,
         handed_over: HandedOver,
         held: Vec<OwnedFd>,
         mounter: Mounter,
     ) -> Result<Mounted, Error> {
-        let failed = |operation| image_error(operation, &record.image);
-        let name: ImageName = record.image.parse().map_err(failed("find image"))?;
-        let (store, keys) = open_store_and_keys(config, &record.image)?;
-        // The very manifest: the name may stand for another one by now.
-        let opening = Opening { tenant: &config.tenant, keys: &keys, seen: None };
-        let opened = open_record(&store, &name, handed_over.record, &opening).map_err(failed("open image"))?;
-        let manifest = opened.manifest.id();
+        let (found, expected) = opener::receive(File::from(opener))?;
         // What is read from here on is no start.
-        let starts = StartLogs::new(&opened.store, &config.tenant, &config.cache_dir, &manifest, None);
+        let starts = StartLogs::of_worker(link.clone(), None);
         let mut held = held.into_iter();
         let connection = held.next().into_iter().collect();
         let device = DeviceHandover { descriptors: held.collect(), state: handed_over.device };
-        let starts = (starts, Expected::default());
-        let opened = Self::with(config, record, way, &name, opened, starts, Some(device))?;
+        let opened = Self::with(config, record, found, Source::Worker(link), (starts, expected), Some(device))?;
         let session = fuse::Handover { descriptors: connection, state: handed_over.session };
         let export = fuse::resume(Arc::clone(&opened.device), session).map_err(|error| device_error(&error))?;
         if opened.load == LoadMode::Background {
@@ -167,24 +134,27 @@ impl Opened {
     fn with(
         config: &AgentConfig,
         record: &Record,
-        way: &Way,
-        name: &ImageName,
-        opened: OpenedImage,
+        found: Found,
+        source: Source,
         (starts, expected): (StartLogs, Expected),
         resumed: Option<DeviceHandover>,
     ) -> Result<Self, Error> {
-        let OpenedImage { record: found, manifest, metadata, store, .. } = opened;
-        let (tiers, lease) = match way {
-            Way::Own => own_tiers(config, record, store, manifest.id())?,
-            Way::Worker(link) => {
+        let failed = || image_error("open image", &record.image);
+        let name: ImageName = record.image.parse().map_err(failed())?;
+        let Found { record: found, manifest, data_key } = found;
+        let (manifest, metadata) = open_with_key(&name, &found, &manifest, &data_key).map_err(failed())?;
+        drop(data_key);
+        let load = match &source {
+            Source::Store(_) => check_room(config, &manifest, &name)?,
+            // The worker keeps what it finds worth its room.
+            Source::Worker(_) => config.load,
+        };
+        let (tiers, lease) = match source {
+            Source::Store(store) => own_tiers(config, record, store, manifest.id())?,
+            Source::Worker(link) => {
                 link.opened(&found)?;
                 (Arc::new(Tiers::of_worker(link.chunks(StoreOptions::default().request_timeout)?)), None)
             }
-        };
-        let load = match way {
-            Way::Own => check_room(config, &manifest, name)?,
-            // The worker keeps what it finds worth its room.
-            Way::Worker(_) => config.load,
         };
         let (image_chunks, chunk_size) = (manifest.records().len() as u64, manifest.geometry().chunk_size);
         let options = DeviceOptions {
@@ -323,27 +293,6 @@ fn own_tiers(
     Ok((tiers, lease))
 }
 
-fn open_store_and_keys(config: &AgentConfig, image: &str) -> Result<(Store, KeyRing), Error> {
-    let failed = |operation| image_error(operation, image);
-    let fails_at_once = config.on_unavailable == OnUnavailable::Fail;
-    let options = StoreOptions {
-        allow_http: config.allow_http,
-        root: None,
-        s3: config.s3.clone(),
-        request_timeout: StoreOptions::default().request_timeout.min(config.deadline),
-        // Opening an image keeps to what holds for reading it.
-        patience: if fails_at_once { Duration::ZERO } else { config.deadline },
-    };
-    let store = Store::open(&config.store, &options).map_err(failed("open the store for image"))?;
-    let keys = open_keys(config).map_err(|error| failed("open the keys of image")(error.into()))?;
-    Ok((store, keys))
-}
-
-fn image_error(operation: &'static str, image: &str) -> impl Fn(snowmelt_store::Error) -> Error {
-    let image = image.to_owned();
-    move |error| Error::Image { cause: store_cause(&error), message: format!("{operation} {image}: {}", chain(&error)) }
-}
-
 impl Mounted {
     /// Whether a successor can go on with the device.
     pub(super) fn can_be_taken_over(&self) -> bool {
@@ -478,25 +427,6 @@ fn file_path(directory: &Path) -> PathBuf {
     directory.join("device")
 }
 
-/// The tenant's keys, as whoever started the agent has them set up.
-fn open_keys(config: &AgentConfig) -> Result<KeyRing, snowmelt_chunk::Error> {
-    let options = snowmelt_keys::Options {
-        allow_http: config.allow_http,
-        patience: snowmelt_keys::Options::default().patience.min(config.deadline),
-    };
-    let previous = config.previous_keys.iter().map(|service| service.parse()).collect::<Result<Vec<_>, _>>()?;
-    snowmelt_keys::open(&config.keys.parse()?, &previous, &config.tenant, &config.keys_dir, &options)
-}
-
-fn store_cause(error: &snowmelt_store::Error) -> Cause {
-    match error {
-        snowmelt_store::Error::NotFound { .. } => Cause::NotFound,
-        snowmelt_store::Error::Corrupt { .. } => Cause::Corrupt,
-        error if error.is_unavailable() => Cause::Unavailable,
-        _ => Cause::Other,
-    }
-}
-
 pub(super) fn device_error(error: &snowmelt_device::Error) -> Error {
     Error::Image { cause: failure_cause(error), message: chain(error) }
 }
@@ -511,7 +441,7 @@ fn failure_cause(error: &snowmelt_device::Error) -> Cause {
 }
 
 /// An error with what caused it, as far as its own message does not say so already.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

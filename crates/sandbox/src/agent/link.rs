@@ -33,6 +33,8 @@ pub(super) struct Begun {
     pub(super) control: OwnedFd,
     pub(super) reports: OwnedFd,
     pub(super) messages: OwnedFd,
+    /// Where what was opened comes from.
+    pub(super) opener: OwnedFd,
     /// Of a new sandbox.
     pub(super) namespace: Option<OwnedFd>,
     /// Of one that had an agent before.
@@ -49,13 +51,13 @@ impl Link {
         channel.send(&FromAgent::Hello { sandbox: sandbox.into() }, &[]).map_err(io)?;
         let (ToAgent::Begin(begin), descriptors) = channel.expect::<ToAgent>()? else { return Err(unexpected()) };
         let mut descriptors = descriptors.into_iter();
-        let (Some(control), Some(reports), Some(messages)) =
-            (descriptors.next(), descriptors.next(), descriptors.next())
+        let (Some(control), Some(reports), Some(messages), Some(opener)) =
+            (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
         else {
             return Err(unexpected());
         };
         let namespace = if begin.resume.is_none() { descriptors.next() } else { None };
-        let begun = Begun { begin: *begin, control, reports, messages, namespace, held: descriptors.collect() };
+        let begun = Begun { begin: *begin, control, reports, messages, opener, namespace, held: descriptors.collect() };
         let channel = Mutex::new(Some(Arc::new(channel)));
         Ok((Self(Arc::new(Shared { sandbox: sandbox.into(), folder, channel })), begun))
     }

@@ -125,8 +125,22 @@ pub struct AgentConfig {
     pub worker: UseWorker,
     /// The zone's cache, for an agent that reads chunks itself.
     pub zone: Option<ZoneOptions>,
-    /// The program that runs [`crate::agent_main`] when it is given the one argument `agent`.
+    /// The program that runs [`crate::agent_main`] when it is given the argument `agent`, and [`crate::opener_main`] for `agent --open`.
     pub agent_command: PathBuf,
+}
+
+impl AgentConfig {
+    /// What an agent needs that opens nothing itself: not how store, keys and zone are reached.
+    pub(crate) fn without_access(&self) -> Self {
+        Self {
+            store: String::new(),
+            s3: S3Options::default(),
+            keys: String::new(),
+            previous_keys: Vec::new(),
+            zone: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// The first line that an agent reads: everything it needs.

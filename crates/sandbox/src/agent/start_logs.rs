@@ -62,6 +62,12 @@ struct Remote {
     manifest: ManifestId,
 }
 
+/// What the log of a command is called.
+fn name_of(words: &[String]) -> String {
+    let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
+    hash[..NAME_LENGTH].to_owned()
+}
+
 /// What is known about the start to come.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
@@ -112,17 +118,16 @@ impl StartLogs {
         let is_cache = beside.is_none();
         let all = beside.unwrap_or_else(|| cache.join("starts"));
         let image = all.join(manifest.to_string());
-        let command = command.map(|words| {
-            let hash = blake3::hash(words.join("\0").as_bytes()).to_hex();
-            hash[..NAME_LENGTH].to_owned()
-        });
+        let command = command.map(name_of);
         let remote = is_cache.then(|| Remote { store: store.clone(), tenant: tenant.into(), manifest: *manifest });
         Self { all, image, command, is_cache, remote, keeper: None }
     }
 
-    /// Has them kept by the worker, since this process may not.
-    pub(super) fn kept_by(self, link: Link) -> Self {
-        Self { keeper: Some(link), ..self }
+    /// Those that the worker keeps, since this process may not. It knows the image.
+    pub(super) fn of_worker(link: Link, command: Option<&[String]>) -> Self {
+        let nowhere = PathBuf::new;
+        let command = command.map(name_of);
+        Self { all: nowhere(), image: nowhere(), command, is_cache: false, remote: None, keeper: Some(link) }
     }
 
     /// Whether it is known what is started; only then is anything kept.

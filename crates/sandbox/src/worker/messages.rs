@@ -100,8 +100,8 @@ pub(crate) enum FromAgent {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToAgent {
-    /// The answer to [`FromAgent::Hello`]. Brings the descriptors of [`ToWorker::Start`], and after them those of
-    /// [`HandedOver`] where there was an agent before.
+    /// The answer to [`FromAgent::Hello`]. Brings the first three descriptors of [`ToWorker::Start`], the pipe from the process that opens the
+    /// image, and then the namespace, or where there was an agent before, those of its [`HandedOver`].
     Begin(Box<Begin>),
     /// The answer to [`FromAgent::Opened`] and [`FromAgent::KillContainer`].
     Known,

@@ -1,6 +1,7 @@
 //! The sandboxes of a worker: who serves each, what is held for a successor, and what happens when an agent ends.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use super::admission::Admitted;
 use super::messages::{Begin, Ending, FromAgent, HandedOver, StartRead, ToAgent};
 use super::{WorkerOptions, kill_container};
 use crate::agent::lease::LeaseKeeper;
+use crate::agent::opener::OpenRequest;
 use crate::agent::protocol::{AgentConfig, Request, send};
 use crate::agent::start_logs::StartLogs;
 use crate::channel::Channel;
@@ -48,6 +50,9 @@ struct Sandbox {
     agent: Option<ProcessId>,
     /// Of an agent that this worker started.
     child: Option<Child>,
+    /// The process that opens the image for it, and where that writes, until the agent has it.
+    opener: Option<Child>,
+    opened: Option<OwnedFd>,
     channel: Option<Arc<Channel>>,
     /// Control, reports and messages of the command that started it.
     pipes: Vec<OwnedFd>,
@@ -135,6 +140,8 @@ impl Sandboxes {
             kept,
             agent: None,
             child: None,
+            opener: None,
+            opened: None,
             channel: None,
             pipes: descriptors,
             namespace,
@@ -163,15 +170,28 @@ impl Sandboxes {
         let program = &self.options.agent_command;
         let io = |source| Error::io("start", program.display(), source);
         let messages = sandbox.pipes.get(2).ok_or_else(|| io(std::io::Error::other("no pipe for messages")))?;
+        let messages = || messages.try_clone().map_err(io);
+        let request = &sandbox.kept.request;
+        let (opened, opens) = std::io::pipe().map_err(io)?;
+        let mut opener = Command::new(program);
+        opener.args(["agent", "--open"]).stdin(Stdio::piped()).stdout(opens).stderr(messages()?);
         let mut agent = Command::new(program);
-        agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::null());
-        agent.stderr(messages.try_clone().map_err(io)?);
-        let mut child = agent.spawn().map_err(io)?;
-        let agent = ProcessId::of(child.id());
-        if let Some(mut input) = child.stdin.take() {
-            // One that is gone already is noticed where it does not say hello.
-            let _ = send(&mut input, &sandbox.kept.request);
-        }
+        agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(messages()?);
+        agent.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_harmless(name)));
+        let ask = OpenRequest {
+            config: request.config.clone(),
+            image: request.record.image.clone(),
+            command: request.command.clone(),
+            record: sandbox.handed_over.as_ref().map(|(handed_over, _)| handed_over.record.clone()),
+        };
+        let to_agent = Request { config: request.config.without_access(), ..request.clone() };
+        let (opener, _) = start(&mut opener, &ask).map_err(io)?;
+        let started = start(&mut agent, &to_agent).map_err(io);
+        // In any case, so that it is waited for.
+        sandbox.stop_opener();
+        sandbox.opener = Some(opener);
+        sandbox.opened = Some(opened.into());
+        let (mut child, agent) = started?;
         let Some(agent) = agent else {
             let _ = child.wait();
             return Err(io(std::io::Error::other("it ended at once")));
@@ -228,9 +248,11 @@ impl Sandboxes {
                     resume: sandbox.handed_over.as_ref().map(|(handed_over, _)| Box::new(handed_over.clone())),
                 };
                 let held = sandbox.handed_over.iter().flat_map(|(_, held)| held);
-                let descriptors: Vec<BorrowedFd<'_>> =
-                    sandbox.pipes.iter().chain(&sandbox.namespace).chain(held).map(AsFd::as_fd).collect();
+                let all = sandbox.pipes.iter().chain(&sandbox.opened).chain(&sandbox.namespace).chain(held);
+                let descriptors: Vec<BorrowedFd<'_>> = all.map(AsFd::as_fd).collect();
                 channel.send(&ToAgent::Begin(Box::new(begin)), &descriptors).map_err(io)?;
+                // Its writer is to learn when the agent has gone.
+                sandbox.opened = None;
                 sandbox.channel = Some(Arc::clone(channel));
                 Ok((id, process))
             }
@@ -279,6 +301,8 @@ impl Sandboxes {
             kept,
             agent: Some(process),
             child: None,
+            opener: None,
+            opened: None,
             channel: Some(Arc::clone(channel)),
             pipes: descriptors,
             namespace: None,
@@ -430,6 +454,7 @@ impl Sandboxes {
         if let Some(mut child) = sandbox.child.take() {
             let _ = child.wait();
         }
+        sandbox.stop_opener();
         sandbox.channel = None;
         sandbox.admitted = None;
         if ending.is_none() && sandbox.handed_over.is_some() && !sandbox.has_died_too_often() {
@@ -484,6 +509,15 @@ impl Sandboxes {
 }
 
 impl Sandbox {
+    /// It has done its work, or there is none any more.
+    fn stop_opener(&mut self) {
+        self.opened = None;
+        if let Some(mut opener) = self.opener.take() {
+            let _ = opener.kill();
+            let _ = opener.wait();
+        }
+    }
+
     fn has_died_too_often(&mut self) -> bool {
         let now = Instant::now();
         self.deaths.push_back(now);
@@ -492,6 +526,24 @@ impl Sandbox {
         }
         self.deaths.len() > MOST_DEATHS
     }
+}
+
+/// Starts a process and tells it what it reads first.
+fn start(command: &mut Command, request: &impl Serialize) -> std::io::Result<(Child, Option<ProcessId>)> {
+    let mut child = command.spawn()?;
+    let process = ProcessId::of(child.id());
+    if let Some(mut input) = child.stdin.take() {
+        // One that is gone already is noticed where it does not answer.
+        let _ = send(&mut input, request);
+    }
+    Ok((child, process))
+}
+
+/// Variables of this worker's that an agent has too. None of them opens a door.
+const HARMLESS: [&str; 7] = ["SNOWMELT_LOG", "SNOWMELT_STATE_DIR", "PATH", "LANG", "TZ", "TMPDIR", "RUST_BACKTRACE"];
+
+fn is_harmless(name: &OsStr) -> bool {
+    HARMLESS.iter().any(|harmless| name == *harmless)
 }
 
 /// The users of agents that may still run: what workers before wrote down of sandboxes that are there.
