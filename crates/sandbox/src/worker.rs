@@ -9,9 +9,12 @@
 //! sandbox.
 
 mod admission;
+mod kept;
 mod messages;
 mod metrics;
 mod sandboxes;
+mod started;
+mod stores;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,25 +1,25 @@
 //! The sandboxes of a worker: who serves each, what is held for a successor, and what happens when an agent ends.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use snowmelt_store::{ImageLease, NameRecord, Store, StoreOptions};
+use snowmelt_store::{ImageLease, NameRecord, Store};
 
 use super::admission::Admitted;
+use super::kept::{self, Kept};
 use super::messages::{Begin, Ending, FromAgent, HandedOver, StartRead, ToAgent};
+use super::started::Started;
+use super::stores::Stores;
 use super::{WorkerOptions, kill_container};
 use crate::agent::lease::LeaseKeeper;
-use crate::agent::opener::OpenRequest;
-use crate::agent::protocol::{AgentConfig, Request, send};
+use crate::agent::protocol::Request;
 use crate::agent::start_logs::StartLogs;
 use crate::channel::Channel;
 use crate::identity::ProcessId;
-use crate::state::{Leftovers, Record};
+use crate::state::{Kind, Leftovers, Record};
 use crate::{Error, StateDir};
 
 /// The first user that an agent may become, and how many there are. No package or directory service gives out such numbers.
@@ -38,8 +38,7 @@ pub(super) struct Sandboxes {
     pub(super) options: WorkerOptions,
     pub(super) state: StateDir,
     table: Mutex<HashMap<String, Sandbox>>,
-    /// By how they are reached, and by root: what two sandboxes want of one is fetched once.
-    stores: Mutex<HashMap<(String, String), Arc<Store>>>,
+    stores: Stores,
     users: Mutex<HashSet<u32>>,
     replaced: std::sync::atomic::AtomicU64,
 }
@@ -63,24 +62,19 @@ struct Sandbox {
     handed_over: Option<(HandedOver, Vec<OwnedFd>)>,
     admitted: Option<Admitted>,
     deaths: VecDeque<Instant>,
-}
-
-/// What a worker that is started again has to know of a sandbox: `worker.json` in its directory.
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    request: Request,
-    user: u32,
+    /// Whether its agent has, which it does once: after that it is confined, and not believed as much.
+    has_handed_over: bool,
 }
 
 impl Sandboxes {
     pub(super) fn new(options: WorkerOptions, state: StateDir) -> Arc<Self> {
         // Agents of a worker before may come back at any time: nobody else gets their users.
-        let users = kept_users(&state);
+        let users = kept::users(&state);
         Arc::new(Self {
             options,
             state,
             table: Mutex::default(),
-            stores: Mutex::default(),
+            stores: Stores::default(),
             users: Mutex::new(users),
             replaced: std::sync::atomic::AtomicU64::new(0),
         })
@@ -129,12 +123,11 @@ impl Sandboxes {
         }
         let id = request.record.id.clone();
         let worker = ProcessId::own().ok_or_else(|| Error::invalid("the worker", "does not find itself in /proc"))?;
-        let mut kept = Kept { request, user };
-        kept.request.record.worker = Some(worker);
-        let path = self.state.directory(&id).join("worker.json");
-        let text = serde_json::to_vec(&kept).map_err(|source| Error::io("write", path.display(), source))?;
-        std::fs::write(&path, text).map_err(|source| Error::io("write", path.display(), source))?;
         let namespace = descriptors.pop();
+        let found = namespace.as_ref().map(kept::namespace).transpose()?.unwrap_or_default();
+        let mut kept = Kept { request, user, namespace: found, mounter: None };
+        kept.request.record.worker = Some(worker);
+        kept.write(&self.state)?;
         let mut table = self.table();
         let mut sandbox = Sandbox {
             kept,
@@ -150,6 +143,7 @@ impl Sandboxes {
             handed_over: None,
             admitted: Some(admitted),
             deaths: VecDeque::new(),
+            has_handed_over: false,
         };
         // Under the lock: the agent may say hello before this knows it.
         let agent = self.spawn(&mut sandbox)?;
@@ -167,39 +161,16 @@ impl Sandboxes {
 
     /// Starts a process that serves the sandbox.
     fn spawn(&self, sandbox: &mut Sandbox) -> Result<ProcessId, Error> {
-        let program = &self.options.agent_command;
-        let io = |source| Error::io("start", program.display(), source);
-        let messages = sandbox.pipes.get(2).ok_or_else(|| io(std::io::Error::other("no pipe for messages")))?;
-        let messages = || messages.try_clone().map_err(io);
-        let request = &sandbox.kept.request;
-        let (opened, opens) = std::io::pipe().map_err(io)?;
-        let mut opener = Command::new(program);
-        opener.args(["agent", "--open"]).stdin(Stdio::piped()).stdout(opens).stderr(messages()?);
-        let mut agent = Command::new(program);
-        agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(messages()?);
-        agent.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_harmless(name)));
-        let ask = OpenRequest {
-            config: request.config.clone(),
-            image: request.record.image.clone(),
-            command: request.command.clone(),
-            record: sandbox.handed_over.as_ref().map(|(handed_over, _)| handed_over.record.clone()),
-        };
-        let to_agent = Request { config: request.config.without_access(), ..request.clone() };
-        let (opener, _) = start(&mut opener, &ask).map_err(io)?;
-        let started = start(&mut agent, &to_agent).map_err(io);
-        // In any case, so that it is waited for.
+        let record = sandbox.handed_over.as_ref().map(|(handed_over, _)| handed_over.record.clone());
+        let started = Started::new(&self.options.agent_command, &sandbox.kept.request, &sandbox.pipes, record)?;
         sandbox.stop_opener();
-        sandbox.opener = Some(opener);
-        sandbox.opened = Some(opened.into());
-        let (mut child, agent) = started?;
-        let Some(agent) = agent else {
-            let _ = child.wait();
-            return Err(io(std::io::Error::other("it ended at once")));
-        };
-        sandbox.child = Some(child);
-        sandbox.agent = Some(agent);
-        sandbox.kept.request.record.agent = Some(agent);
-        Ok(agent)
+        sandbox.opener = Some(started.opener);
+        sandbox.opened = Some(started.opened);
+        sandbox.has_handed_over = false;
+        sandbox.child = Some(started.child);
+        sandbox.agent = Some(started.agent);
+        sandbox.kept.request.record.agent = Some(started.agent);
+        Ok(started.agent)
     }
 
     /// Talks to one agent until it ends, and then does what is to be done.
@@ -278,19 +249,20 @@ impl Sandboxes {
         if !is_name || descriptors.len() < COMMON {
             return Err(stranger());
         }
-        let directory = self.state.directory(id);
-        let read = |name: &str| {
-            let path = directory.join(name);
-            std::fs::read(&path).map_err(|source| Error::io("read", path.display(), source))
-        };
-        let understand = |source| Error::io("understand", directory.display(), source);
-        let mut kept: Kept = serde_json::from_slice(&read("worker.json")?).map_err(understand)?;
-        let record: Record = serde_json::from_slice(&read("record.json")?).map_err(understand)?;
+        let mut kept = Kept::read(&self.state, id)?;
+        let path = self.state.directory(id).join("record.json");
+        let record = std::fs::read(&path).map_err(|source| Error::io("read", path.display(), source))?;
+        let record: Record =
+            serde_json::from_slice(&record).map_err(|source| Error::io("understand", path.display(), source))?;
         let process = record.agent.filter(|agent| agent.pid == peer && agent.is_alive()).ok_or_else(stranger)?;
         kept.request.record = record;
         kept.request.record.worker = ProcessId::own();
         self.state.update(&kept.request.record)?;
         self.users.lock().unwrap_or_else(PoisonError::into_inner).insert(kept.user);
+        // It may be anybody's by now, but for what was written down while it was ours.
+        if kept.mounter != Some(handed_over.mounter) {
+            return Err(stranger());
+        }
         let held = descriptors.split_off(COMMON);
         let mut table = self.table();
         if table.contains_key(id) {
@@ -311,6 +283,7 @@ impl Sandboxes {
             handed_over: Some((handed_over, held)),
             admitted: None,
             deaths: VecDeque::new(),
+            has_handed_over: true,
         };
         table.insert(id.to_owned(), sandbox);
         drop(table);
@@ -335,6 +308,14 @@ impl Sandboxes {
                 let counts_for = self.options.admission.counts_for;
                 let mut table = self.table();
                 if let Some(sandbox) = table.get_mut(id) {
+                    let mounter = *sandbox.kept.mounter.get_or_insert(handed_over.mounter);
+                    if std::mem::replace(&mut sandbox.has_handed_over, true) || mounter != handed_over.mounter {
+                        return Err(Error::invalid(id, "its agent hands over what it did not begin with"));
+                    }
+                    // Without it nobody goes on after this worker's end, but with it they may.
+                    if let Err(error) = sandbox.kept.write(&self.state) {
+                        tracing::error!(sandbox = id, %error, "a worker that is started again will not know it");
+                    }
                     sandbox.handed_over = Some((*handed_over, held));
                     sandbox.namespace = None;
                     if let Some(admitted) = sandbox.admitted.take() {
@@ -352,8 +333,10 @@ impl Sandboxes {
             }
             FromAgent::Read(read) => self.keep_start(id, &read),
             FromAgent::KillContainer { runtime } => {
-                let record = self.table().get(id).map(|sandbox| sandbox.kept.request.record.clone());
-                if let Some(record) = record {
+                let found = self.table().get(id).map(|sandbox| {
+                    (sandbox.kept.request.record.clone(), runtime.filter(|runtime| sandbox.kept.is_runtime(runtime)))
+                });
+                if let Some((record, runtime)) = found {
                     kill_container(&record, runtime);
                 }
                 channel.send(&ToAgent::Known, &[]).map_err(|source| Error::io("answer", "an agent", source))?;
@@ -372,7 +355,7 @@ impl Sandboxes {
             Some(sandbox) => sandbox.kept.request.config.clone(),
             None => return Ok(()),
         };
-        let store = self.store(&config, &record.root)?;
+        let store = self.stores.get(&config, &record.root)?;
         let manifest = record.manifest_id().map_err(failed)?;
         let lease = ImageLease::new(&store, &config.tenant, manifest, config.lease, &format!("sandbox {id}"));
         let lease = if store.is_object_storage() {
@@ -399,39 +382,10 @@ impl Sandboxes {
         if let Some((handed_over, _)) = &mut sandbox.handed_over {
             handed_over.record.root = store.root().into();
         }
-        match self.store(&sandbox.kept.request.config, store.root()) {
+        match self.stores.get(&sandbox.kept.request.config, store.root()) {
             Ok(store) => sandbox.store = Some(store),
             Err(error) => tracing::error!(sandbox = id, %error, "its image is read from its old root"),
         }
-    }
-
-    /// One connection to a store for all sandboxes that read from it in the same way.
-    fn store(&self, config: &AgentConfig, root: &str) -> Result<Arc<Store>, Error> {
-        let failed = |error: snowmelt_store::Error| Error::invalid(&config.store, error.to_string());
-        let way = format!("{}\n{:?}\n{}", config.store, config.s3, config.allow_http);
-        let key = (way, root.to_owned());
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = stores.get(&key) {
-            return Ok(Arc::clone(store));
-        }
-        let same_way = stores.iter().find(|((way, _), _)| *way == key.0).map(|(_, store)| store.at_root(root));
-        if let Some(store) = same_way {
-            let store = Arc::new(store.map_err(failed)?);
-            stores.insert(key, Arc::clone(&store));
-            return Ok(store);
-        }
-        let options = StoreOptions {
-            allow_http: config.allow_http,
-            root: None,
-            s3: config.s3.clone(),
-            // What is tried again is tried by who waits.
-            patience: Duration::ZERO,
-            ..StoreOptions::default()
-        };
-        let store = Store::open(&config.store, &options).and_then(|store| store.at_root(root)).map_err(failed)?;
-        let store = Arc::new(store);
-        stores.insert(key, Arc::clone(&store));
-        Ok(store)
     }
 
     fn keep_start(&self, id: &str, read: &StartRead) {
@@ -478,13 +432,13 @@ impl Sandboxes {
         // With the last descriptor of the device those who wait for it get errors; with the pipes the command that started it learns.
         drop((handed_over, namespace));
         if ending == Some(Ending::Abandoned) {
-            kill_container(record, runtime);
+            kill_container(record, runtime.filter(|runtime| kept.is_runtime(runtime)));
         }
         let owner_lives = record.owner.is_alive();
         let leftovers = match ending {
             Some(Ending::Stopped) => Some(Leftovers::Files),
             // The command that started it lives and will.
-            _ if owner_lives && record.kind == crate::Kind::Run => None,
+            _ if owner_lives && record.kind == Kind::Run => None,
             _ => Some(Leftovers::Any),
         };
         if let Some(leftovers) = leftovers
@@ -526,31 +480,6 @@ impl Sandbox {
         }
         self.deaths.len() > MOST_DEATHS
     }
-}
-
-/// Starts a process and tells it what it reads first.
-fn start(command: &mut Command, request: &impl Serialize) -> std::io::Result<(Child, Option<ProcessId>)> {
-    let mut child = command.spawn()?;
-    let process = ProcessId::of(child.id());
-    if let Some(mut input) = child.stdin.take() {
-        // One that is gone already is noticed where it does not answer.
-        let _ = send(&mut input, request);
-    }
-    Ok((child, process))
-}
-
-/// Variables of this worker's that an agent has too. None of them opens a door.
-const HARMLESS: [&str; 7] = ["SNOWMELT_LOG", "SNOWMELT_STATE_DIR", "PATH", "LANG", "TZ", "TMPDIR", "RUST_BACKTRACE"];
-
-fn is_harmless(name: &OsStr) -> bool {
-    HARMLESS.iter().any(|harmless| name == *harmless)
-}
-
-/// The users of agents that may still run: what workers before wrote down of sandboxes that are there.
-fn kept_users(state: &StateDir) -> HashSet<u32> {
-    let entries = std::fs::read_dir(state.path()).into_iter().flatten().flatten();
-    let kept = entries.filter_map(|entry| std::fs::read(entry.path().join("worker.json")).ok());
-    kept.filter_map(|text| serde_json::from_slice::<Kept>(&text).ok()).map(|kept| kept.user).collect()
 }
 
 /// A start goes on reading for a while after its mount.
