@@ -1,0 +1,7 @@
+//! The control API's outside: which action a request asks for, and how errors look.
+
+mod error;
+mod routes;
+
+pub use error::ApiError;
+pub(crate) use routes::{decode, find, query_values};
