@@ -1,6 +1,7 @@
 //! What can be said on the command line.
 
 mod cache;
+mod service;
 mod upkeep;
 mod worker;
 
@@ -15,6 +16,7 @@ use snowmelt_sandbox::{LoadMode, Network, Volume};
 use snowmelt_store::ImageName;
 
 pub(crate) use self::cache::{CacheNodeArgs, ZoneArgs};
+pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::upkeep::*;
 pub(crate) use self::worker::{ServeArgs, WorkerAction, WorkerArgs};
 use crate::units::{Age, Size, parse_cpus, parse_memory};
@@ -226,6 +228,10 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
     CacheNode(CacheNodeArgs),
     Completions(CompletionsArgs),
+    Serve(ServiceArgs),
+    /// Runs one function's sandbox. Started by serve.
+    #[command(hide = true)]
+    FunctionHost,
     /// Serves one sandbox, or opens its image for who serves it. Started by run, mount and worker.
     #[command(hide = true)]
     Agent {

@@ -13,6 +13,7 @@ mod publish;
 mod run;
 mod salt;
 mod scrub;
+mod serve;
 mod usage;
 mod worker;
 
@@ -58,7 +59,10 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Cp(args) => copy::copy(&app, args),
         Command::Scrub(args) => scrub::scrub(&app, args),
         Command::Worker(args) => worker::worker(&app, args),
-        Command::Completions(_) | Command::CacheNode(_) | Command::Agent { .. } => unreachable!("answered before"),
+        Command::Serve(args) => serve::serve(&app, args),
+        Command::Completions(_) | Command::CacheNode(_) | Command::Agent { .. } | Command::FunctionHost => {
+            unreachable!("answered before")
+        }
     }
 }
 

@@ -360,7 +360,7 @@ fn check_record_for(time: Duration) -> Result<Duration> {
     Ok(time)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }
 

@@ -25,6 +25,10 @@ fn main() -> ExitCode {
     if let Command::Agent { open } = args.command {
         return ExitCode::from(if open { snowmelt_sandbox::opener_main() } else { snowmelt_sandbox::agent_main() });
     }
+    if matches!(args.command, Command::FunctionHost) {
+        snowmelt_chunk::no_core_files();
+        return snowmelt_service::host_main();
+    }
     snowmelt_chunk::no_core_files();
     let is_run = matches!(args.command, Command::Run(_));
     set_up_messages().and_then(|()| commands::execute(&args)).unwrap_or_else(|error| {

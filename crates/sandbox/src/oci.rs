@@ -72,14 +72,16 @@ pub(crate) struct Inputs<'a> {
 pub(crate) fn configuration(inputs: &Inputs<'_>) -> Result<(Value, String), Error> {
     let process = process::process(inputs)?;
     let command = process["args"][0].as_str().unwrap_or_default().to_owned();
-    let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
+    let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"].map(|kind| json!({ "type": kind })).into();
     if inputs.spec.network == Network::None {
-        namespaces.push("network");
+        namespaces.push(match &inputs.spec.network_namespace {
+            None => json!({ "type": "network" }),
+            Some(path) => json!({ "type": "network", "path": path }),
+        });
     }
     if inputs.cgroups == CgroupVersion::V2 {
-        namespaces.push("cgroup");
+        namespaces.push(json!({ "type": "cgroup" }));
     }
-    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({ "type": kind })).collect();
     let mut document = json!({
         "ociVersion": OCI_VERSION,
         "process": process,

@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
         state.update(&sandbox.record)?;
         output.start(start);
         let hostname = hostname(spec, &sandbox.record.id);
-        let etc = EtcFiles::write(&bundle, &hostname, spec.network)?;
+        let etc = EtcFiles::write(&bundle, &hostname, spec.network, &spec.own_names)?;
         let (stopping, held) = (Stopping::new(libc::SIGTERM), Vec::new());
         Ok(Self {
             spec,

@@ -27,8 +27,14 @@ pub struct RunSpec {
     pub workdir: Option<String>,
     /// Mount the root file system read-only.
     pub read_only: bool,
+    /// Directories that stay writable where the root file system is read-only: such as `/tmp`.
+    pub writable: Vec<String>,
     /// The container's network.
     pub network: Network,
+    /// A network namespace that is there already, to be joined in place of a new one: only with [`Network::None`].
+    pub network_namespace: Option<PathBuf>,
+    /// More names of the container itself, for its `/etc/hosts`.
+    pub own_names: Vec<String>,
     /// Memory limit in bytes.
     pub memory_bytes: Option<u64>,
     /// Processor time limit in cores.

@@ -1,7 +1,31 @@
 //! Functions: the Lambda API over images that load on demand.
+//!
+//! ```text
+//! client -> server (who asks, and what) -> control: functions, versions, aliases
+//!                                       -> invoke -> assignment (which sandbox) -> placement (where a new one goes) -> host
+//! ```
+//!
+//! [`Service`] knows the functions and their sandboxes. Each sandbox has a *host* ([`host_main`]), a process of its own that runs the
+//! container and is the Runtime API for what is in it. Hosts come to the service over a socket.
 
 pub mod api;
+mod assignment;
+mod control;
+mod host;
+mod hosts;
+mod invoke;
+mod link;
+mod logs;
+mod model;
 mod name;
+mod placement;
+mod publishing;
+mod registry;
+mod server;
+mod service;
 pub mod sigv4;
 
+pub use host::host_main;
 pub use name::{FunctionName, Place, Qualifier};
+pub use server::serve;
+pub use service::{AccessKey, Service, ServiceOptions};

@@ -36,6 +36,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> Result<ExitCode> {
         tty: args.tty,
         hostname: args.hostname.clone(),
         stats: args.stats,
+        ..RunSpec::default()
     };
     let bar = output::LoadingBar::new(app.json);
     let outcome = run_sandbox(&spec, &app.config.agent()?, &state, &|bytes, total| bar.set(bytes, total))?;

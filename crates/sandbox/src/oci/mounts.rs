@@ -15,7 +15,7 @@ pub(crate) struct EtcFiles {
 impl EtcFiles {
     /// Writes `hosts`, `hostname` and `resolv.conf` in `directory`. On the host's network a container sees the host's
     /// names and resolver; without a network only itself.
-    pub(crate) fn write(directory: &Path, hostname: &str, network: Network) -> Result<Self, Error> {
+    pub(crate) fn write(directory: &Path, hostname: &str, network: Network, own: &[String]) -> Result<Self, Error> {
         let of_host = |path: &str| match network {
             Network::Host => std::fs::read(path).ok(),
             Network::None => None,
@@ -23,6 +23,10 @@ impl EtcFiles {
         let hosts = of_host("/etc/hosts").unwrap_or_else(|| {
             format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n").into_bytes()
         });
+        let mut hosts = hosts;
+        for name in own {
+            hosts.extend_from_slice(format!("127.0.0.1\t{name}\n").as_bytes());
+        }
         let resolver = of_host("/etc/resolv.conf").unwrap_or_default();
         let hostname = format!("{hostname}\n").into_bytes();
         for (name, content) in [("hosts", hosts), ("hostname", hostname), ("resolv.conf", resolver)] {
@@ -44,6 +48,14 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Value>, Error> {
         }));
     }
     image_volumes(inputs, &mut mounts)?;
+    for target in inputs.spec.writable.iter().filter(|_| inputs.spec.read_only) {
+        inputs.root.make_directories(target)?;
+        // The directory itself, once more: it is the mount of the root that is read-only, and not its file system.
+        mounts.push(json!({
+            "destination": target, "type": "bind", "source": own_directory(inputs.root_path, target)?,
+            "options": ["rbind", "rprivate", "rw", "nosuid", "nodev"],
+        }));
+    }
     for volume in &inputs.spec.volumes {
         mounts.push(bind(volume)?);
     }
@@ -87,6 +99,19 @@ fn image_volumes(inputs: &Inputs<'_>, mounts: &mut Vec<Value>) -> Result<(), Err
         }
     }
     Ok(())
+}
+
+/// Where a directory of the root lies on the host. A link in an image must not lead anywhere else.
+fn own_directory(root: &Path, target: &str) -> Result<PathBuf, Error> {
+    let path = normal(target).iter().fold(root.to_owned(), |path, part| path.join(part));
+    let found = |path: &Path| path.canonicalize().map_err(|source| Error::io("find", path.display(), source));
+    if found(&path)? == normal(target).iter().fold(found(root)?, |path, part| path.join(part)) {
+        return Ok(path);
+    }
+    Err(Error::invalid(
+        format!("writable directory {target}"),
+        "there is a link on its way in the image: name the directory itself",
+    ))
 }
 
 fn bind(volume: &Volume) -> Result<Value, Error> {

@@ -39,7 +39,7 @@ impl Fixture {
     fn configure(&self, spec: &RunSpec, image: &ImageConfig, cgroups: CgroupVersion) -> Result<(Value, String), Error> {
         let root_path = self.root_path();
         let root = Root::open(&root_path).unwrap();
-        let etc = EtcFiles::write(self.directory.path(), "box", Network::None).unwrap();
+        let etc = EtcFiles::write(self.directory.path(), "box", Network::None, &[]).unwrap();
         let inputs = Inputs { spec, image, root: &root, root_path: &root_path, etc: &etc, hostname: "box", cgroups };
         let (document, command) = configuration(&inputs)?;
         // An independent reading of the format accepts the document, and finds nothing in it that it does not know.
@@ -143,12 +143,12 @@ fn what_cannot_be_is_said() {
 #[test]
 fn names_that_a_container_sees() {
     let directory = tempfile::tempdir().unwrap();
-    EtcFiles::write(directory.path(), "box", Network::None).unwrap();
+    EtcFiles::write(directory.path(), "box", Network::None, &[]).unwrap();
     let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
     assert_eq!(read("hostname"), "box\n");
     assert!(read("hosts").contains("127.0.0.1\tlocalhost box"));
     assert_eq!(read("resolv.conf"), "");
-    EtcFiles::write(directory.path(), "box", Network::Host).unwrap();
+    EtcFiles::write(directory.path(), "box", Network::Host, &[]).unwrap();
     assert_eq!(read("hosts"), std::fs::read_to_string("/etc/hosts").unwrap());
 }
 

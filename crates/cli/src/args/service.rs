@@ -1,0 +1,40 @@
+//! `serve`.
+
+use std::path::PathBuf;
+
+use crate::units::Age;
+
+/// Serve functions: the AWS Lambda API over images that load on demand (root).
+#[derive(clap::Args, Debug)]
+#[command(after_help = "The AWS CLI, the SDKs and Terraform use it with its address as their endpoint:\n  \
+                  aws --endpoint-url http://127.0.0.1:9001 lambda list-functions\n\n\
+                  Without an access key everybody who reaches it may do everything, so it then listens on loopback only.")]
+pub(crate) struct ServiceArgs {
+    /// Where to listen.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Where functions and their logs are kept [default: functions/ in the cache directory].
+    #[arg(long, value_name = "DIR", env = "SNOWMELT_FUNCTIONS_DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// A file with the access keys that may call, one a line: KEY SECRET TENANT.
+    #[arg(long, value_name = "FILE", env = "SNOWMELT_ACCESS_KEYS")]
+    pub(crate) access_keys: Option<PathBuf>,
+    /// Let functions have images from files of this machine (oci:DIR:TAG and the like), which callers then can read.
+    #[arg(long)]
+    pub(crate) allow_local_images: bool,
+    /// The region of ARNs.
+    #[arg(long, value_name = "NAME", default_value = "us-east-1")]
+    pub(crate) region: String,
+    /// The account of ARNs: twelve digits.
+    #[arg(long, value_name = "DIGITS", default_value = "000000000000")]
+    pub(crate) account: String,
+    /// Invocations at once.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) concurrency: u32,
+    /// New sandboxes of one function within ten seconds.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) burst: usize,
+    /// How long a sandbox may be idle: 90s, 10m.
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    pub(crate) idle: Age,
+}

@@ -1,0 +1,94 @@
+//! `snowmelt serve`: functions, by the Lambda API.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+use snowmelt_service::{AccessKey, Place, Service, ServiceOptions, serve as answer};
+
+use crate::app::App;
+use crate::args::ServiceArgs;
+use crate::config::absolute;
+use crate::output;
+
+/// How long sandboxes may take to end with the service.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
+    ensure!(rustix::process::geteuid().is_root(), "sandboxes mount images, which needs root: use sudo");
+    let options = options(app, args)?;
+    ensure!(
+        !options.access_keys.is_empty() || args.listen.ip().is_loopback(),
+        "without --access-keys everybody who reaches {} may run code here: listen on 127.0.0.1, or give keys",
+        args.listen
+    );
+    let has_keys = !options.access_keys.is_empty();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(args.listen).await;
+        let listener = listener.with_context(|| format!("listening on {}", args.listen))?;
+        let address = listener.local_addr()?;
+        let service = Service::start(options).map_err(|error| anyhow::anyhow!("starting: {error}"))?;
+        output::print(&ready(app.json, address, has_keys))?;
+        let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            () = answer(std::sync::Arc::clone(&service), listener) => {}
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        }
+        service.end(END_PATIENCE).await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn ready(is_json: bool, address: std::net::SocketAddr, has_keys: bool) -> String {
+    if is_json {
+        return format!("{}\n", json!({ "endpoint": format!("http://{address}") }));
+    }
+    let keys = if has_keys {
+        "with one of the access keys that you gave it"
+    } else {
+        "with any credentials (AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any AWS_REGION=us-east-1)"
+    };
+    format!(
+        "functions at http://{address}\nuse it {keys}:\n  aws --endpoint-url http://{address} lambda list-functions\n"
+    )
+}
+
+fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
+    let is_account = args.account.len() == 12 && args.account.bytes().all(|byte| byte.is_ascii_digit());
+    ensure!(is_account, "--account {}: expected twelve digits", args.account);
+    let agent = app.config.agent()?;
+    Ok(ServiceOptions {
+        folder: match &args.folder {
+            Some(folder) => absolute(folder)?,
+            None => app.config.cache_dir.join("functions"),
+        },
+        place: Place { region: args.region.clone(), account: args.account.clone() },
+        access_keys: args.access_keys.as_deref().map(read_keys).transpose()?.unwrap_or_default(),
+        allows_local_images: args.allow_local_images,
+        program: agent.agent_command.clone(),
+        agent,
+        state: app.state()?.path().to_owned(),
+        account_concurrency: args.concurrency,
+        burst: args.burst,
+        idle: args.idle.0,
+    })
+}
+
+fn read_keys(path: &std::path::Path) -> Result<Vec<AccessKey>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    let keys: Vec<AccessKey> = lines
+        .map(|(number, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            [id, secret, tenant] => {
+                let (id, secret, tenant) = ((*id).to_owned(), (*secret).to_owned(), (*tenant).to_owned());
+                Ok(AccessKey { id, secret, tenant, session_token: None })
+            }
+            _ => bail!("{} line {}: expected KEY SECRET TENANT", path.display(), number + 1),
+        })
+        .collect::<Result<_>>()?;
+    ensure!(!keys.is_empty(), "{} has no access key", path.display());
+    Ok(keys)
+}

@@ -1,0 +1,411 @@
+//! Functions and their versions.
+
+use std::collections::BTreeMap;
+
+use chrono::Utc;
+use serde_json::{Value, json};
+
+use super::{Act, Success, settings};
+use crate::api::ApiError;
+use crate::model::{Code, Function, State, Update, Version, new_id};
+use crate::publishing;
+use crate::{FunctionName, Qualifier};
+
+/// Tags of a function.
+const MOST_TAGS: usize = 50;
+
+impl Act<'_> {
+    fn place(&self) -> &crate::Place {
+        &self.service.options.place
+    }
+
+    /// The function that the path names.
+    fn named(&self) -> Result<FunctionName, ApiError> {
+        self.input.function(self.place())
+    }
+
+    pub(super) fn name_alone(&self) -> Result<String, ApiError> {
+        self.named()?.unqualified()
+    }
+
+    pub(super) fn find(&self, name: &str) -> Result<std::sync::Arc<Function>, ApiError> {
+        let missing = || ApiError::not_found(format!("Function not found: {}", self.place().arn(name, None)));
+        self.service.registry.find(&self.input.tenant, name).ok_or_else(missing)
+    }
+
+    fn check_source(&self, uri: &str) -> Result<(), ApiError> {
+        let is_local =
+            ["oci:", "oci-archive:", "docker-archive:", "dir:", "/", "."].iter().any(|start| uri.starts_with(start));
+        if is_local && !self.service.options.allows_local_images {
+            return Err(ApiError::invalid(format!(
+                "ImageUri {uri:?}: images from files of this machine are not allowed: `snowmelt serve --allow-local-images` allows them"
+            )));
+        }
+        Ok(())
+    }
+
+    /// That nobody has changed it since the caller looked.
+    fn check_revision(&self, version: &Version) -> Result<(), ApiError> {
+        match self.input.text("RevisionId")? {
+            Some(asked) if asked != version.revision => Err(ApiError::precondition(
+                "The RevisionId provided does not match the latest RevisionId. Call the GetFunction/GetAlias API to retrieve the latest RevisionId",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// That no change of it is under way.
+    fn check_idle(&self, function: &Function) -> Result<(), ApiError> {
+        let latest = &function.latest;
+        if latest.state == State::Pending || latest.last_update == Update::InProgress {
+            return Err(ApiError::conflict(format!(
+                "The operation cannot be performed at this time. An update is in progress for resource: {}",
+                self.place().arn(&function.name, None)
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn create_function(&self) -> Result<Success, ApiError> {
+        let input = self.input;
+        let name = FunctionName::parse(&input.needed("FunctionName")?, self.place())?.unqualified()?;
+        if input.text("PackageType")?.as_deref() != Some("Image") {
+            return Err(ApiError::invalid(
+                "PackageType must be Image: packages of type Zip are not supported (docs/lambda-api.md)",
+            ));
+        }
+        for unfit in ["Runtime", "Handler"] {
+            if input.body.contains_key(unfit) {
+                return Err(ApiError::invalid(format!("{unfit} is for packages of type Zip: leave it out for images")));
+            }
+        }
+        let code = input.object("Code")?.ok_or_else(|| super::input::missing("Code"))?;
+        let uri = settings::image_uri(code)?;
+        self.check_source(&uri)?;
+        let tags = match input.object("Tags")? {
+            None => BTreeMap::new(),
+            Some(tags) => super::input::texts(tags, "tag")?,
+        };
+        check_tags(&tags)?;
+        let latest = Version {
+            code: Code { image_uri: uri, image: None, manifest: None, bytes: 0 },
+            settings: settings::new(input)?,
+            state: State::Pending,
+            last_update: Update::InProgress,
+            modified: Utc::now(),
+            revision: new_id(),
+        };
+        if input.flag("Publish")? {
+            return Err(ApiError::invalid("Publish: call PublishVersion once the function is Active"));
+        }
+        let function = Function {
+            tenant: input.tenant.clone(),
+            name,
+            latest,
+            versions: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            tags,
+            reserved_concurrency: None,
+            next_version: 1,
+        };
+        let function = self.service.registry.create(function)?;
+        self.service.publish(&function);
+        Ok(Success::created(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+    }
+
+    pub(super) fn configuration(
+        &self,
+        function: &Function,
+        version: &Version,
+        number: &Qualifier,
+        asked: Option<&Qualifier>,
+    ) -> Value {
+        function.configuration(self.place(), version, number, asked)
+    }
+
+    fn resolved(&self) -> Result<(std::sync::Arc<Function>, FunctionName), ApiError> {
+        let named = self.named()?;
+        let function = self.find(&named.name)?;
+        if function.resolve(named.qualifier.as_ref(), 1.0).is_none() {
+            let arn = self.place().arn(&named.name, named.qualifier.as_ref());
+            return Err(ApiError::not_found(format!("Function not found: {arn}")));
+        }
+        Ok((function, named))
+    }
+
+    pub(super) fn get_configuration(&self) -> Result<Success, ApiError> {
+        let (function, named) = self.resolved()?;
+        let found = function.resolve(named.qualifier.as_ref(), 1.0);
+        let (number, version) = found.ok_or_else(|| ApiError::not_found("Function not found"))?;
+        Ok(Success::ok(self.configuration(&function, version, &number, named.qualifier.as_ref())))
+    }
+
+    pub(super) fn get_function(&self) -> Result<Success, ApiError> {
+        let (function, named) = self.resolved()?;
+        let found = function.resolve(named.qualifier.as_ref(), 1.0);
+        let (number, version) = found.ok_or_else(|| ApiError::not_found("Function not found"))?;
+        let mut code = json!({ "RepositoryType": "ECR", "ImageUri": version.code.image_uri });
+        if let Some(manifest) = &version.code.manifest {
+            code["ResolvedImageUri"] = json!(format!("{}@sha256:{manifest}", version.code.image_uri));
+        }
+        let mut all = json!({
+            "Configuration": self.configuration(&function, version, &number, named.qualifier.as_ref()),
+            "Code": code,
+        });
+        if !function.tags.is_empty() {
+            all["Tags"] = json!(function.tags);
+        }
+        if let Some(reserved) = function.reserved_concurrency {
+            all["Concurrency"] = json!({ "ReservedConcurrentExecutions": reserved });
+        }
+        Ok(Success::ok(all))
+    }
+
+    pub(super) fn list_functions(&self) -> Result<Success, ApiError> {
+        let all_versions = match self.input.query("FunctionVersion") {
+            None => false,
+            Some("ALL") => true,
+            Some(other) => return Err(ApiError::invalid(format!("FunctionVersion {other:?}: expected ALL"))),
+        };
+        let mut all = Vec::new();
+        for function in self.service.registry.list(&self.input.tenant) {
+            let latest = all_versions.then_some(&Qualifier::Latest);
+            all.push(self.configuration(&function, &function.latest, &Qualifier::Latest, latest));
+            for (number, version) in function.versions.iter().filter(|_| all_versions) {
+                let number = Qualifier::Version(*number);
+                all.push(self.configuration(&function, version, &number, Some(&number)));
+            }
+        }
+        let (page, next) = self.input.page(all, 50)?;
+        Ok(Success::ok(with_marker(json!({ "Functions": page }), next)))
+    }
+
+    pub(super) fn delete_function(&self) -> Result<Success, ApiError> {
+        let named = self.named()?;
+        let (tenant, registry) = (&self.input.tenant, &self.service.registry);
+        match &named.qualifier {
+            None => {
+                let function = registry.remove(tenant, &named.name)?;
+                self.service.logs.remove(tenant, &named.name);
+                let versions = function.versions.values().chain([&function.latest]);
+                self.remove_images(versions.filter_map(|version| version.code.image.clone()).collect());
+            }
+            Some(Qualifier::Version(number)) => {
+                let (function, removed) = registry.change(tenant, &named.name, |function| {
+                    let users: Vec<&String> = function
+                        .aliases
+                        .iter()
+                        .filter(|(_, alias)| {
+                            alias.version == Qualifier::Version(*number) || alias.weights.contains_key(number)
+                        })
+                        .map(|(name, _)| name)
+                        .collect();
+                    if !users.is_empty() {
+                        return Err(ApiError::conflict(format!("Version {number} is used by the aliases {users:?}")));
+                    }
+                    Ok(function.versions.remove(number))
+                })?;
+                let Some(removed) = removed else { return Ok(Success::no_content()) };
+                let image = removed.code.image;
+                let is_used = function.latest.code.image == image
+                    || function.versions.values().any(|version| version.code.image == image);
+                self.remove_images(image.into_iter().filter(|_| !is_used).collect());
+            }
+            Some(other) => {
+                return Err(ApiError::invalid(format!(
+                    "{other} cannot be deleted: name a version's number, or the function alone"
+                )));
+            }
+        }
+        Ok(Success::no_content())
+    }
+
+    fn remove_images(&self, mut images: Vec<String>) {
+        images.sort();
+        images.dedup();
+        let (program, tenant) = (self.service.options.program.clone(), self.input.tenant.clone());
+        tokio::spawn(async move {
+            for image in images {
+                publishing::remove(&program, &tenant, &image).await;
+            }
+        });
+    }
+
+    pub(super) fn update_code(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let uri = settings::image_uri(&self.input.body)?;
+        self.check_source(&uri)?;
+        let is_dry = self.input.flag("DryRun")?;
+        if self.input.flag("Publish")? {
+            return Err(ApiError::invalid("Publish: call PublishVersion once the update is Successful"));
+        }
+        let found = self.find(&name)?;
+        if is_dry {
+            self.check_revision(&found.latest)?;
+            return Ok(Success::ok(self.configuration(&found, &found.latest, &Qualifier::Latest, None)));
+        }
+        let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
+            self.check_revision(&function.latest)?;
+            self.check_idle(function)?;
+            let latest = &mut function.latest;
+            settings::architecture(self.input, &mut latest.settings)?;
+            // What runs goes on with the image that it has, until the new one is there.
+            latest.code.image_uri = uri;
+            latest.last_update = Update::InProgress;
+            latest.modified = Utc::now();
+            Ok(())
+        })?;
+        self.service.publish(&function);
+        Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+    }
+
+    pub(super) fn update_configuration(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
+            self.check_revision(&function.latest)?;
+            self.check_idle(function)?;
+            settings::change(self.input, &mut function.latest.settings)?;
+            function.latest.modified = Utc::now();
+            function.latest.revision = new_id();
+            Ok(())
+        })?;
+        Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+    }
+
+    pub(super) fn publish_version(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let description = self.input.text("Description")?;
+        let code_sha = self.input.text("CodeSha256")?;
+        let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
+            self.check_revision(&function.latest)?;
+            self.check_idle(function)?;
+            if code_sha.as_ref().is_some_and(|code| function.latest.code.manifest.as_ref() != Some(code)) {
+                return Err(ApiError::invalid("CodeSha256 does not match that of $LATEST"));
+            }
+            let mut version = function.latest.clone();
+            if let Some(description) = description {
+                version.settings.description = description;
+            }
+            // What has not changed is no new version.
+            if let Some((number, last)) = function.versions.last_key_value()
+                && last.code == version.code
+                && last.settings == version.settings
+            {
+                return Ok(*number);
+            }
+            version.revision = new_id();
+            let number = function.next_version;
+            function.next_version += 1;
+            function.versions.insert(number, version);
+            Ok(number)
+        })?;
+        let number = Qualifier::Version(number);
+        let found = function.resolve(Some(&number), 0.0);
+        let (_, version) = found.ok_or_else(|| ApiError::service("a version is gone that was just made"))?;
+        Ok(Success::created(self.configuration(&function, version, &number, Some(&number))))
+    }
+
+    pub(super) fn list_versions(&self) -> Result<Success, ApiError> {
+        let function = self.find(&self.name_alone()?)?;
+        let mut all =
+            vec![self.configuration(&function, &function.latest, &Qualifier::Latest, Some(&Qualifier::Latest))];
+        for (number, version) in &function.versions {
+            let number = Qualifier::Version(*number);
+            all.push(self.configuration(&function, version, &number, Some(&number)));
+        }
+        let (page, next) = self.input.page(all, 50)?;
+        Ok(Success::ok(with_marker(json!({ "Versions": page }), next)))
+    }
+
+    pub(super) fn put_concurrency(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let most = self.service.options.account_concurrency;
+        let reserved = self.input.number("ReservedConcurrentExecutions", 0, most)?;
+        let reserved = reserved.ok_or_else(|| super::input::missing("ReservedConcurrentExecutions"))?;
+        self.service.registry.change(&self.input.tenant, &name, |function| {
+            function.reserved_concurrency = Some(reserved);
+            Ok(())
+        })?;
+        Ok(Success::ok(json!({ "ReservedConcurrentExecutions": reserved })))
+    }
+
+    pub(super) fn get_concurrency(&self) -> Result<Success, ApiError> {
+        let function = self.find(&self.name_alone()?)?;
+        let reserved = function.reserved_concurrency;
+        Ok(Success::ok(
+            reserved.map_or_else(|| json!({}), |reserved| json!({ "ReservedConcurrentExecutions": reserved })),
+        ))
+    }
+
+    pub(super) fn delete_concurrency(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        self.service.registry.change(&self.input.tenant, &name, |function| {
+            function.reserved_concurrency = None;
+            Ok(())
+        })?;
+        Ok(Success::no_content())
+    }
+
+    pub(super) fn list_tags(&self) -> Result<Success, ApiError> {
+        let function = self.find(&self.name_alone()?)?;
+        Ok(Success::ok(json!({ "Tags": function.tags })))
+    }
+
+    pub(super) fn tag(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let tags = self.input.object("Tags")?.ok_or_else(|| super::input::missing("Tags"))?;
+        let tags = super::input::texts(tags, "tag")?;
+        self.service.registry.change(&self.input.tenant, &name, |function| {
+            function.tags.extend(tags);
+            check_tags(&function.tags)
+        })?;
+        Ok(Success::no_content())
+    }
+
+    pub(super) fn untag(&self) -> Result<Success, ApiError> {
+        let name = self.name_alone()?;
+        let names: Vec<&String> =
+            self.input.query.iter().filter(|(name, _)| name == "tagKeys").map(|(_, value)| value).collect();
+        self.service.registry.change(&self.input.tenant, &name, |function| {
+            function.tags.retain(|name, _| !names.contains(&name));
+            Ok(())
+        })?;
+        Ok(Success::no_content())
+    }
+
+    pub(super) fn account_settings(&self) -> Success {
+        let functions = self.service.registry.list(&self.input.tenant);
+        let reserved: u32 = functions.iter().filter_map(|function| function.reserved_concurrency).sum();
+        let code: u64 = functions.iter().map(|function| function.latest.code.bytes).sum();
+        let most = self.service.options.account_concurrency;
+        Success::ok(json!({
+            "AccountLimit": {
+                "TotalCodeSize": u64::from(u32::MAX) << 10,
+                "CodeSizeUnzipped": 10_737_418_240_u64,
+                "CodeSizeZipped": 52_428_800,
+                "ConcurrentExecutions": most,
+                "UnreservedConcurrentExecutions": most.saturating_sub(reserved),
+            },
+            "AccountUsage": { "TotalCodeSize": code, "FunctionCount": functions.len() },
+        }))
+    }
+}
+
+pub(super) fn with_marker(mut page: Value, next: Option<String>) -> Value {
+    if let Some(next) = next {
+        page["NextMarker"] = json!(next);
+    }
+    page
+}
+
+fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    if tags.len() > MOST_TAGS {
+        return Err(ApiError::invalid(format!("a function has at most {MOST_TAGS} tags")));
+    }
+    match tags.iter().find(|(name, value)| name.is_empty() || name.len() > 128 || value.len() > 256) {
+        Some((name, _)) => {
+            Err(ApiError::invalid(format!("tag {name:?}: a name has 1 to 128 characters, a value up to 256")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! The host of one sandbox: a process that runs the container, gives the runtime in it the Runtime API, and speaks to the service.
+//!
+//! It lives on when the service dies, with all that the function has in memory, and comes back to the next one. The API listens where only
+//! the container is: on the loopback interface of its network namespace, which is made here. What the container writes comes by a pipe.
+
+mod logs;
+mod network;
+mod runtime_api;
+mod serving;
+
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use serde::{Deserialize, Serialize};
+use snowmelt_sandbox::{AgentConfig, Network, RunSpec, StateDir, run};
+
+use self::network::Namespace;
+
+/// Where the Runtime API is, as the container sees it.
+const RUNTIME_API: &str = "127.0.0.1:9001";
+
+/// The one line that a host reads: everything it needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HostConfig {
+    pub(crate) sandbox: String,
+    /// Where the service listens.
+    pub(crate) socket: PathBuf,
+    pub(crate) agent: AgentConfig,
+    pub(crate) state: PathBuf,
+    pub(crate) image: String,
+    pub(crate) entry_point: Vec<String>,
+    pub(crate) command: Vec<String>,
+    pub(crate) working_directory: Option<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpus: f64,
+    /// Which version runs, for its log.
+    pub(crate) version: String,
+    pub(crate) memory_mb: u32,
+}
+
+/// The whole of the hidden `function-host` subcommand.
+pub fn host_main() -> ExitCode {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("SNOWMELT_LOG").unwrap_or_else(|_| "warn,aws_config=off".into());
+    // Where the service's messages go.
+    let messages = match std::io::stderr().as_fd().try_clone_to_owned() {
+        Ok(messages) => std::fs::File::from(messages),
+        Err(_) => return ExitCode::FAILURE,
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::sync::Mutex::new(messages));
+    let _ = subscriber.with_ansi(false).with_target(false).try_init();
+    match host() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "a sandbox has no host");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn host() -> std::io::Result<()> {
+    // Before any thread exists: those that the run passes on reach the run alone.
+    let mut signals = SigSet::all();
+    for fault in [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGILL,
+        Signal::SIGFPE,
+        Signal::SIGABRT,
+        Signal::SIGCHLD,
+        Signal::SIGPIPE,
+    ] {
+        signals.remove(fault);
+    }
+    signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let _ = rustix::process::setsid();
+    let mut line = String::new();
+    BufReader::new(std::io::stdin()).read_line(&mut line)?;
+    let config: HostConfig = serde_json::from_str(&line)?;
+    let namespace = Namespace::new()?;
+    let listener = namespace.listen(RUNTIME_API)?;
+    // The container's output is this process's: from here on it goes into the pipe.
+    let (log, output) = std::io::pipe()?;
+    rustix::stdio::dup2_stdout(&output)?;
+    rustix::stdio::dup2_stderr(&output)?;
+    drop(output);
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let serving = serving::start(&config, listener, OwnedFd::from(log), ended)?;
+    let outcome = StateDir::new(&config.state)
+        .and_then(|state| run(&spec(&config, &namespace), &config.agent, &state, &|_, _| {}));
+    let ended = match outcome {
+        Ok(outcome) => (Some(outcome.exit_code), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    // The last writers of the pipe: its reader comes to the end.
+    let nothing = std::fs::File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&nothing)?;
+    rustix::stdio::dup2_stderr(&nothing)?;
+    let _ = end.send(ended);
+    let _ = serving.join();
+    Ok(())
+}
+
+fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
+    let mut env = config.environment.clone();
+    env.push(("AWS_LAMBDA_RUNTIME_API".into(), RUNTIME_API.into()));
+    RunSpec {
+        image: config.image.clone(),
+        command: config.command.clone(),
+        entrypoint: (!config.entry_point.is_empty()).then(|| config.entry_point.clone()),
+        env,
+        workdir: config.working_directory.clone(),
+        read_only: true,
+        writable: vec!["/tmp".into()],
+        network: Network::None,
+        network_namespace: Some(namespace.path()),
+        own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
+        memory_bytes: Some(config.memory_bytes),
+        cpus: Some(config.cpus),
+        ..RunSpec::default()
+    }
+}

@@ -1,0 +1,91 @@
+//! What a container writes: read as it comes, and kept for the end of an invocation.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+
+use tokio::net::unix::pipe::Receiver;
+
+/// An invocation's log is given with its answer up to so much of its end.
+const TAIL: usize = 4096;
+/// Read at once.
+const BLOCK: usize = 64 << 10;
+
+/// The pipe's reading end.
+pub(super) struct Log(Receiver);
+
+/// The end of what was written since an invocation began.
+#[derive(Debug, Default)]
+pub(super) struct Tail(Vec<u8>);
+
+impl Log {
+    pub(super) fn new(pipe: OwnedFd) -> std::io::Result<Self> {
+        Receiver::from_owned_fd(pipe).map(Self)
+    }
+
+    /// Waits for more; empty at the end.
+    pub(super) async fn read(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; BLOCK];
+        loop {
+            self.0.readable().await?;
+            match self.0.try_read(&mut bytes) {
+                Ok(count) => {
+                    bytes.truncate(count);
+                    return Ok(bytes);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What is there already.
+    pub(super) fn read_now(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut bytes = vec![0; BLOCK];
+        while let Ok(count @ 1..) = self.0.try_read(&mut bytes) {
+            all.extend_from_slice(&bytes[..count]);
+        }
+        all
+    }
+}
+
+impl Tail {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        if self.0.len() > 4 * TAIL {
+            self.0.drain(..self.0.len() - TAIL);
+        }
+    }
+
+    /// Its last 4 KiB, in base64.
+    pub(super) fn encoded(&self) -> String {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(&self.0[self.0.len().saturating_sub(TAIL)..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use base64::Engine as _;
+
+    use super::*;
+
+    #[test]
+    fn the_end_is_kept_however_it_comes() {
+        for step in [1, 100, 5000] {
+            let mut tail = Tail::default();
+            let all: Vec<u8> = (0..20_000_u32).map(|number| (number % 251) as u8).collect();
+            all.chunks(step).for_each(|part| tail.add(part));
+            let found = base64::engine::general_purpose::STANDARD.decode(tail.encoded()).unwrap();
+            assert_eq!(found, all[all.len() - TAIL..]);
+            tail.clear();
+            tail.add(b"short");
+            assert_eq!(tail.encoded(), "c2hvcnQ=");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The Runtime API, 2018-06-01, for the one container that reaches it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::serving::Shared;
+use crate::link::FromHost;
+
+const PREFIX: &str = "/2018-06-01/runtime/";
+/// A header may be so long: Python's client puts stack traces into one.
+const MOST_HEADERS: usize = 4 << 20;
+/// An answer that is not streamed: 6 MB, and a little for what AWS counts otherwise.
+pub(super) const MOST_ANSWER: usize = 6 * 1024 * 1024 + 102_400;
+/// Descriptions of errors.
+const MOST_ERROR: usize = 1 << 20;
+
+type Answer = Response<Full<Bytes>>;
+
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+            });
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.max_buf_size(MOST_HEADERS);
+            // What is wrong with a connection is the container's affair.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let Some(rest) = path.strip_prefix(PREFIX) else { return not_found() };
+    let parts: Vec<&str> = rest.split('/').collect();
+    match (request.method(), parts.as_slice()) {
+        (&Method::GET, ["invocation", "next"]) => next(shared).await,
+        (&Method::POST, ["invocation", id, "response"]) => response(shared, id, request).await,
+        (&Method::POST, ["invocation", id, "error"]) => error(shared, id, request).await,
+        (&Method::POST, ["init", "error"]) => init_error(shared, request).await,
+        _ => not_found(),
+    }
+}
+
+fn plain(status: StatusCode, body: &Value) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body.to_string())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn accepted() -> Answer {
+    plain(StatusCode::ACCEPTED, &json!({ "status": "OK" }))
+}
+
+fn refused(status: StatusCode, kind: &str, message: &str) -> Answer {
+    plain(status, &json!({ "errorType": kind, "errorMessage": message }))
+}
+
+fn not_found() -> Answer {
+    refused(StatusCode::NOT_FOUND, "Runtime.NotFound", "the Runtime API has no such path")
+}
+
+async fn next(shared: &Arc<Shared>) -> Answer {
+    let (invocation, body) = shared.next().await;
+    let mut answer = Response::new(Full::new(body));
+    let headers = answer.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut set = |name: &'static str, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    set("lambda-runtime-aws-request-id", &invocation.id);
+    set("lambda-runtime-deadline-ms", &invocation.deadline_ms.to_string());
+    set("lambda-runtime-invoked-function-arn", &invocation.arn);
+    for (name, value) in
+        [("lambda-runtime-trace-id", &invocation.trace), ("lambda-runtime-client-context", &invocation.client_context)]
+    {
+        if let Some(value) = value {
+            set(name, value);
+        }
+    }
+    answer
+}
+
+fn not_at_it(id: &str) -> Answer {
+    refused(StatusCode::BAD_REQUEST, "InvalidRequestID", &format!("{id} is not the invocation that was given last"))
+}
+
+fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) -> Answer {
+    if !shared.is_at(id) {
+        return not_at_it(id);
+    }
+    let content_type = header(request.headers(), "content-type");
+    if header(request.headers(), "lambda-runtime-function-response-mode").as_deref() == Some("streaming") {
+        return stream(shared, id, content_type, request.into_body()).await;
+    }
+    let body = Limited::new(request.into_body(), MOST_ANSWER).collect().await;
+    let (id, tail) = (id.to_owned(), shared.finish(id).await);
+    if let Ok(body) = body {
+        let head = FromHost::Response { id, content_type, tail, is_last: true };
+        shared.answer(head, body.to_bytes()).await;
+        return accepted();
+    }
+    let kind = "Function.ResponseSizeTooLarge";
+    let message = format!("Response payload size exceeded maximum allowed payload size ({MOST_ANSWER} bytes).");
+    let body = json!({ "errorType": kind, "errorMessage": message });
+    shared.answer(FromHost::Failed { id, kind: kind.into(), tail }, body.to_string().into()).await;
+    refused(StatusCode::PAYLOAD_TOO_LARGE, kind, "the answer is too long")
+}
+
+/// Passes an answer on as it comes.
+async fn stream(shared: &Arc<Shared>, id: &str, content_type: Option<String>, mut body: Incoming) -> Answer {
+    let mut broken: Option<String> = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map(hyper::body::Frame::into_data) {
+            Ok(Ok(bytes)) if !bytes.is_empty() => {
+                let head = FromHost::Response {
+                    id: id.to_owned(),
+                    content_type: content_type.clone(),
+                    tail: None,
+                    is_last: false,
+                };
+                shared.answer(head, bytes).await;
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(frame)) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    broken = header(&trailers, "lambda-runtime-function-error-type").or(broken);
+                }
+            }
+            Err(_) => {
+                broken = Some("Runtime.TruncatedResponse".into());
+                break;
+            }
+        }
+    }
+    let tail = shared.finish(id).await;
+    let id = id.to_owned();
+    let head = match broken {
+        Some(kind) => FromHost::Broken { id, kind, tail },
+        None => FromHost::Response { id, content_type, tail, is_last: true },
+    };
+    shared.answer(head, Bytes::new()).await;
+    accepted()
+}
+
+/// The body of an error, and what kind it is.
+async fn read_error(request: Request<Incoming>) -> Result<(String, Bytes), Answer> {
+    let kind = header(request.headers(), "lambda-runtime-function-error-type");
+    let body = Limited::new(request.into_body(), MOST_ERROR).collect().await;
+    let body = body.map_err(|_| refused(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", "the error is too long"))?;
+    let body = body.to_bytes();
+    let said = || serde_json::from_slice::<Value>(&body).ok()?.get("errorType")?.as_str().map(str::to_owned);
+    let kind = kind.or_else(said).unwrap_or_else(|| "Runtime.UnknownReason".into());
+    Ok((kind, body))
+}
+
+async fn error(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) -> Answer {
+    if !shared.is_at(id) {
+        return not_at_it(id);
+    }
+    match read_error(request).await {
+        Ok((kind, body)) => {
+            let tail = shared.finish(id).await;
+            shared.answer(FromHost::Failed { id: id.to_owned(), kind, tail }, body).await;
+            accepted()
+        }
+        Err(answer) => answer,
+    }
+}
+
+async fn init_error(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+    match read_error(request).await {
+        Ok((kind, body)) => {
+            shared.answer(FromHost::InitError { kind }, body).await;
+            accepted()
+        }
+        Err(answer) => answer,
+    }
+}

@@ -1,0 +1,303 @@
+//! A host's own thread: what comes from the service, from the runtime and from the log, and what goes where.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::logs::{Log, Tail};
+use super::{HostConfig, runtime_api};
+use crate::link::{self, FromHost, Invocation, ToHost};
+
+/// How long until a service that is gone is looked for again.
+const COME_BACK_AFTER: Duration = Duration::from_millis(100);
+/// After so long without one nobody will come any more.
+const ABANDONED_AFTER: Duration = Duration::from_mins(10);
+/// Messages for a service that is gone. What it does not get then is lost with it.
+const MOST_KEPT: usize = 1024;
+
+/// How the container ended: its exit code, or what went wrong.
+pub(super) type Ended = (Option<u8>, Option<String>);
+
+/// What the runtime and the service do here.
+pub(super) struct Shared {
+    pub(super) config: HostConfig,
+    state: Mutex<State>,
+    /// The runtime waits for this.
+    pub(super) given: Notify,
+    to_service: mpsc::Sender<(FromHost, Bytes)>,
+    log: Log,
+    started: Instant,
+}
+
+struct State {
+    /// An invocation that the runtime has not taken yet.
+    next: Option<(Invocation, Bytes)>,
+    /// The one that it is at.
+    running: Option<Running>,
+    is_ready: bool,
+    init: Option<Duration>,
+    tail: Tail,
+}
+
+struct Running {
+    invocation: Invocation,
+    since: Instant,
+}
+
+/// Starts the thread.
+pub(super) fn start(
+    config: &HostConfig,
+    listener: TcpListener,
+    log: OwnedFd,
+    ended: oneshot::Receiver<Ended>,
+) -> std::io::Result<JoinHandle<()>> {
+    let config = config.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("host".into()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve(config, listener, log, ended)) {
+            tracing::error!(%error, "a sandbox's host gives up");
+        }
+    })
+}
+
+async fn serve(
+    config: HostConfig,
+    listener: TcpListener,
+    log: OwnedFd,
+    ended: oneshot::Receiver<Ended>,
+) -> std::io::Result<()> {
+    let (to_service, mut from_here) = mpsc::channel(MOST_KEPT);
+    let state = State { next: None, running: None, is_ready: false, init: None, tail: Tail::default() };
+    let shared = Arc::new(Shared {
+        config,
+        state: Mutex::new(state),
+        given: Notify::new(),
+        to_service,
+        log: Log::new(log)?,
+        started: Instant::now(),
+    });
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(runtime_api::serve(listener, Arc::clone(&shared)));
+    let logging = tokio::spawn(read_log(Arc::clone(&shared)));
+    let ending = Arc::clone(&shared);
+    let end = tokio::spawn(async move {
+        let (code, message) = ended.await.unwrap_or((None, Some("its host ended".into())));
+        // All that it wrote comes before its end.
+        let _ = logging.await;
+        ending.send(FromHost::Exited { code, message }, Bytes::new()).await;
+    });
+    connect(&shared, &mut from_here, end).await;
+    Ok(())
+}
+
+async fn read_log(shared: Arc<Shared>) {
+    while let Ok(bytes) = shared.log.read().await {
+        if bytes.is_empty() {
+            return;
+        }
+        shared.logged(bytes).await;
+    }
+}
+
+/// Speaks to the service, to each that comes, until the container has ended and that was said.
+async fn connect(
+    shared: &Arc<Shared>,
+    from_here: &mut mpsc::Receiver<(FromHost, Bytes)>,
+    mut end: tokio::task::JoinHandle<()>,
+) {
+    let mut alone_since = Instant::now();
+    loop {
+        if let Ok(mut stream) = UnixStream::connect(&shared.config.socket).await {
+            let (mut from, mut to) = stream.split();
+            if link::send(&mut to, &shared.hello(), &[]).await.is_ok() {
+                let listen = async {
+                    while let Ok(Some((message, body))) = link::receive::<ToHost>(&mut from).await {
+                        shared.hear(message, body);
+                    }
+                };
+                let speak = async {
+                    while let Some((message, body)) = from_here.recv().await {
+                        let is_last = matches!(message, FromHost::Exited { .. });
+                        if link::send(&mut to, &message, &body).await.is_err() {
+                            return is_last;
+                        }
+                        if is_last {
+                            return true;
+                        }
+                    }
+                    true
+                };
+                tokio::select! {
+                    () = listen => {}
+                    is_over = speak => {
+                        if is_over {
+                            return;
+                        }
+                    }
+                }
+            }
+            alone_since = Instant::now();
+        }
+        if end.is_finished() || alone_since.elapsed() > ABANDONED_AFTER {
+            // Nobody to tell.
+            std::process::exit(1);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(COME_BACK_AFTER) => {}
+            _ = &mut end => {}
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hello(&self) -> FromHost {
+        let state = self.lock();
+        let invocation = state.running.as_ref().map(|running| &running.invocation);
+        let invocation = invocation.or(state.next.as_ref().map(|(invocation, _)| invocation));
+        FromHost::Hello {
+            sandbox: self.config.sandbox.clone(),
+            is_ready: state.is_ready,
+            invocation: invocation.map(|invocation| invocation.id.clone()),
+        }
+    }
+
+    fn hear(&self, message: ToHost, body: Bytes) {
+        match message {
+            ToHost::Invoke(invocation) => {
+                self.lock().next = Some((*invocation, body));
+                self.given.notify_one();
+            }
+            // The run has a stop signal for the command, and an agent that takes all down behind this process.
+            ToHost::Shutdown => drop(nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGTERM)),
+            ToHost::Kill => std::process::exit(1),
+        }
+    }
+
+    async fn send(&self, message: FromHost, body: Bytes) {
+        // An error means that the other task has ended, and with it this process does.
+        let _ = self.to_service.send((message, body)).await;
+    }
+
+    async fn logged(&self, bytes: Vec<u8>) {
+        self.lock().tail.add(&bytes);
+        self.send(FromHost::Log, bytes.into()).await;
+    }
+
+    /// The runtime asks for an invocation: waits for one.
+    pub(super) async fn next(&self) -> (Invocation, Bytes) {
+        let first = {
+            let mut state = self.lock();
+            let is_first = !std::mem::replace(&mut state.is_ready, true);
+            if is_first {
+                state.init = Some(self.started.elapsed());
+            }
+            is_first
+        };
+        if first {
+            let init_ms = self.started.elapsed().as_secs_f64() * 1000.0;
+            self.send(FromHost::Ready { init_ms }, Bytes::new()).await;
+        }
+        loop {
+            let next = self.lock().next.take();
+            let Some((invocation, body)) = next else {
+                self.given.notified().await;
+                continue;
+            };
+            // What comes from here on belongs to it.
+            let before = self.log.read_now();
+            if !before.is_empty() {
+                self.logged(before).await;
+            }
+            {
+                let mut state = self.lock();
+                state.tail.clear();
+                state.running = Some(Running { invocation: invocation.clone(), since: Instant::now() });
+            }
+            let line = format!("START RequestId: {} Version: {}\n", invocation.id, self.config.version);
+            self.logged(line.into_bytes()).await;
+            return (invocation, body);
+        }
+    }
+
+    /// The runtime has something to say of the invocation `id`; whether it is at that one.
+    pub(super) fn is_at(&self, id: &str) -> bool {
+        self.lock().running.as_ref().is_some_and(|running| running.invocation.id == id)
+    }
+
+    /// Ends an invocation: writes the end of its log, and gives that where it was asked for.
+    pub(super) async fn finish(&self, id: &str) -> Option<String> {
+        let written = self.log.read_now();
+        if !written.is_empty() {
+            self.logged(written).await;
+        }
+        let (running, init) = {
+            let mut state = self.lock();
+            let running = state.running.take().filter(|running| running.invocation.id == id);
+            (running, state.init.take())
+        };
+        let running = running?;
+        let duration = running.since.elapsed().as_secs_f64() * 1000.0;
+        let init_ms = init.map(|init| init.as_secs_f64() * 1000.0);
+        let line = report(id, duration, init_ms, self.config.memory_mb);
+        self.logged(line.into_bytes()).await;
+        running.invocation.wants_tail.then(|| self.lock().tail.encoded())
+    }
+
+    /// Tells the service of an answer, or of a part of one.
+    pub(super) async fn answer(&self, message: FromHost, body: Bytes) {
+        self.send(message, body).await;
+    }
+}
+
+/// The last lines of an invocation's log, as Lambda writes them.
+fn report(id: &str, duration_ms: f64, init_ms: Option<f64>, memory_mb: u32) -> String {
+    let billed = (duration_ms + init_ms.unwrap_or(0.0)).ceil().max(1.0);
+    let used = memory_used_mb();
+    let mut line = format!(
+        "END RequestId: {id}\nREPORT RequestId: {id}\tDuration: {duration_ms:.2} ms\tBilled Duration: {billed:.0} ms\tMemory Size: {memory_mb} MB\tMax Memory Used: {used} MB\t"
+    );
+    if let Some(init_ms) = init_ms {
+        let _ = write!(line, "Init Duration: {init_ms:.2} ms\t");
+    }
+    line.push('\n');
+    line
+}
+
+/// The most memory that the container's processes had, in MB, by its cgroup; 0 where that cannot be told.
+fn memory_used_mb() -> u64 {
+    let children = |pid: &str| {
+        let file = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let lists = file.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    // This process, the runtime, the container's first process.
+    let first = children("self").iter().flat_map(|runtime| children(runtime)).next();
+    let found = first.and_then(|pid| {
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            let file = if controllers.split(',').any(|name| name == "memory") {
+                format!("/sys/fs/cgroup/memory{path}/memory.max_usage_in_bytes")
+            } else if controllers.is_empty() {
+                format!("/sys/fs/cgroup{path}/memory.peak")
+            } else {
+                return None;
+            };
+            std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+        })
+    });
+    found.unwrap_or(0) / (1 << 20)
+}

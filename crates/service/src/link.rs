@@ -1,0 +1,108 @@
+//! What the service and the hosts of its sandboxes say to each other, over a socket of this machine.
+//!
+//! ```text
+//! u32 little endian   bytes of the head
+//! u32 little endian   bytes of the body
+//! head                JSON
+//! body                what a function is given, or gives
+//! ```
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// A longer head is not ours.
+const MOST_HEAD: usize = 4 << 20;
+/// The longest body is a response that is not streamed, and a chunk of one that is.
+const MOST_BODY: usize = 64 << 20;
+
+/// From a host. The body is in brackets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromHost {
+    /// The first message: which sandbox it has, and what that is doing.
+    Hello { sandbox: String, is_ready: bool, invocation: Option<String> },
+    /// The runtime has asked for its first invocation.
+    Ready { init_ms: f64 },
+    /// It said that it cannot begin. [its error]
+    InitError { kind: String },
+    /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
+    Response { id: String, content_type: Option<String>, tail: Option<String>, is_last: bool },
+    /// It failed. [error]
+    Failed { id: String, kind: String, tail: Option<String> },
+    /// The answer was begun and cannot be ended.
+    Broken { id: String, kind: String, tail: Option<String> },
+    /// [a part of the log]
+    Log,
+    /// The sandbox has ended; nothing follows.
+    Exited { code: Option<u8>, message: Option<String> },
+}
+
+/// To a host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToHost {
+    /// Run once. [payload]
+    Invoke(Box<Invocation>),
+    /// Nothing more will come: let it end in its own time.
+    Shutdown,
+    /// End it at once.
+    Kill,
+}
+
+/// What a runtime is told of an invocation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Invocation {
+    pub(crate) id: String,
+    /// Milliseconds since 1970.
+    pub(crate) deadline_ms: u64,
+    pub(crate) arn: String,
+    pub(crate) trace: Option<String>,
+    pub(crate) client_context: Option<String>,
+    pub(crate) wants_tail: bool,
+}
+
+/// Writes a message.
+///
+/// # Errors
+/// Those of the socket.
+pub(crate) async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    head: &impl Serialize,
+    body: &[u8],
+) -> std::io::Result<()> {
+    let head = serde_json::to_vec(head)?;
+    let mut start = Vec::with_capacity(8 + head.len());
+    start.extend_from_slice(&(head.len() as u32).to_le_bytes());
+    start.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    start.extend_from_slice(&head);
+    to.write_all(&start).await?;
+    to.write_all(body).await?;
+    to.flush().await
+}
+
+/// Reads a message; `None` at the end.
+///
+/// # Errors
+/// Those of the socket, and for what is no message.
+pub(crate) async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> std::io::Result<Option<(T, Bytes)>> {
+    let mut lengths = [0; 8];
+    match from.read_exact(&mut lengths).await {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    };
+    let length =
+        |at: usize| u32::from_le_bytes([lengths[at], lengths[at + 1], lengths[at + 2], lengths[at + 3]]) as usize;
+    let (head_bytes, body_bytes) = (length(0), length(4));
+    if head_bytes > MOST_HEAD || body_bytes > MOST_BODY {
+        return Err(std::io::Error::other("a message is too long"));
+    }
+    let mut head = vec![0; head_bytes];
+    from.read_exact(&mut head).await?;
+    let mut body = vec![0; body_bytes];
+    from.read_exact(&mut body).await?;
+    Ok(Some((serde_json::from_slice(&head)?, body.into())))
+}

@@ -1,0 +1,239 @@
+//! What is kept of a function, and how clients see it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{Place, Qualifier};
+
+/// Default and limits that AWS has.
+pub(crate) const DEFAULT_TIMEOUT: u32 = 3;
+pub(crate) const DEFAULT_MEMORY: u32 = 128;
+pub(crate) const DEFAULT_STORAGE: u32 = 512;
+
+/// A function, with all of its versions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Function {
+    pub(crate) tenant: String,
+    pub(crate) name: String,
+    pub(crate) latest: Version,
+    /// By number, oldest first.
+    pub(crate) versions: BTreeMap<u64, Version>,
+    pub(crate) aliases: BTreeMap<String, Alias>,
+    pub(crate) tags: BTreeMap<String, String>,
+    /// Of all versions together.
+    pub(crate) reserved_concurrency: Option<u32>,
+    /// The next number to be given: numbers are not given twice.
+    pub(crate) next_version: u64,
+}
+
+/// Code and how it runs: `$LATEST`, or what it was when it was published.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Version {
+    pub(crate) code: Code,
+    pub(crate) settings: Settings,
+    pub(crate) state: State,
+    pub(crate) last_update: Update,
+    pub(crate) modified: DateTime<Utc>,
+    pub(crate) revision: String,
+}
+
+/// Where code comes from, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Code {
+    /// As the caller said it.
+    pub(crate) image_uri: String,
+    /// The image in our store, once it is there.
+    pub(crate) image: Option<String>,
+    /// Its manifest's id.
+    pub(crate) manifest: Option<String>,
+    pub(crate) bytes: u64,
+}
+
+/// What the caller may set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) description: String,
+    pub(crate) role: String,
+    pub(crate) timeout: u32,
+    pub(crate) memory: u32,
+    pub(crate) storage: u32,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) image_config: ImageConfig,
+    pub(crate) architecture: String,
+}
+
+/// What is taken in place of the image's own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct ImageConfig {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) entry_point: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) command: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) working_directory: Option<String>,
+}
+
+/// Whether it can be invoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    Pending,
+    Active,
+    Failed { code: String, reason: String },
+}
+
+/// How the last change went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Update {
+    Successful,
+    InProgress,
+    Failed { code: String, reason: String },
+}
+
+/// A name for a version, or for two by weight.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Alias {
+    pub(crate) version: Qualifier,
+    pub(crate) description: String,
+    /// Of the other version: its share, between 0 and 1.
+    pub(crate) weights: BTreeMap<u64, f64>,
+    pub(crate) revision: String,
+}
+
+/// A fresh id, as AWS's are: a random UUID.
+pub(crate) fn new_id() -> String {
+    let mut bytes = [0; 16];
+    // The system always has random bytes once it runs.
+    let _ = getrandom::fill(&mut bytes);
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+impl Function {
+    /// The version that a qualifier names. `None` where there is none. Of an alias with weights, the one that `chance` (0 to 1) falls on.
+    pub(crate) fn resolve(&self, qualifier: Option<&Qualifier>, chance: f64) -> Option<(Qualifier, &Version)> {
+        match qualifier {
+            None | Some(Qualifier::Latest) => Some((Qualifier::Latest, &self.latest)),
+            Some(Qualifier::Version(number)) => {
+                self.versions.get(number).map(|version| (Qualifier::Version(*number), version))
+            }
+            Some(Qualifier::Alias(name)) => {
+                let alias = self.aliases.get(name)?;
+                let mut left = chance;
+                for (number, weight) in &alias.weights {
+                    if left < *weight {
+                        return self.resolve(Some(&Qualifier::Version(*number)), 0.0);
+                    }
+                    left -= weight;
+                }
+                self.resolve(Some(&alias.version), 0.0)
+            }
+        }
+    }
+
+    /// A version's configuration, as clients see it. `qualifier` is what the caller asked for.
+    pub(crate) fn configuration(
+        &self,
+        place: &Place,
+        version: &Version,
+        number: &Qualifier,
+        asked: Option<&Qualifier>,
+    ) -> Value {
+        let settings = &version.settings;
+        let mut all = json!({
+            "FunctionName": self.name,
+            "FunctionArn": place.arn(&self.name, asked),
+            "Role": settings.role,
+            "CodeSize": version.code.bytes,
+            "Description": settings.description,
+            "Timeout": settings.timeout,
+            "MemorySize": settings.memory,
+            "LastModified": version.modified.format("%Y-%m-%dT%H:%M:%S%.3f+0000").to_string(),
+            "CodeSha256": version.code.manifest.clone().unwrap_or_default(),
+            "Version": number.to_string(),
+            "TracingConfig": { "Mode": "PassThrough" },
+            "RevisionId": version.revision,
+            "PackageType": "Image",
+            "Architectures": [settings.architecture],
+            "EphemeralStorage": { "Size": settings.storage },
+            "SnapStart": { "ApplyOn": "None", "OptimizationStatus": "Off" },
+            "LoggingConfig": { "LogFormat": "Text", "LogGroup": format!("/aws/lambda/{}", self.name) },
+        });
+        let Some(fields) = all.as_object_mut() else { return all };
+        if !settings.environment.is_empty() {
+            fields.insert("Environment".into(), json!({ "Variables": settings.environment }));
+        }
+        if settings.image_config != ImageConfig::default() {
+            fields.insert("ImageConfigResponse".into(), json!({ "ImageConfig": settings.image_config }));
+        }
+        version.state.show(fields);
+        version.last_update.show(fields);
+        all
+    }
+}
+
+impl State {
+    fn show(&self, fields: &mut Map<String, Value>) {
+        let mut set = |name: &str, value: &str| fields.insert(name.into(), json!(value));
+        match self {
+            Self::Pending => {
+                set("State", "Pending");
+                set("StateReason", "The function is being created.");
+                set("StateReasonCode", "Creating");
+            }
+            Self::Active => drop(set("State", "Active")),
+            Self::Failed { code, reason } => {
+                set("State", "Failed");
+                set("StateReason", reason);
+                set("StateReasonCode", code);
+            }
+        }
+    }
+}
+
+impl Update {
+    fn show(&self, fields: &mut Map<String, Value>) {
+        let mut set = |name: &str, value: &str| fields.insert(name.into(), json!(value));
+        match self {
+            Self::Successful => drop(set("LastUpdateStatus", "Successful")),
+            Self::InProgress => {
+                set("LastUpdateStatus", "InProgress");
+                set("LastUpdateStatusReason", "The function is being updated.");
+            }
+            Self::Failed { code, reason } => {
+                set("LastUpdateStatus", "Failed");
+                set("LastUpdateStatusReason", reason);
+                set("LastUpdateStatusReasonCode", code);
+            }
+        }
+    }
+}
+
+impl Alias {
+    /// As clients see it.
+    pub(crate) fn show(&self, place: &Place, function: &str, name: &str) -> Value {
+        let arn = place.arn(function, Some(&Qualifier::Alias(name.to_owned())));
+        let mut all = json!({
+            "AliasArn": arn,
+            "Name": name,
+            "FunctionVersion": self.version.to_string(),
+            "Description": self.description,
+            "RevisionId": self.revision,
+        });
+        if !self.weights.is_empty() {
+            let weights: Map<String, Value> =
+                self.weights.iter().map(|(number, weight)| (number.to_string(), json!(weight))).collect();
+            all["RoutingConfig"] = json!({ "AdditionalVersionWeights": weights });
+        }
+        all
+    }
+}

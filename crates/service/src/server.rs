@@ -1,0 +1,202 @@
+//! The API over HTTP.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::FunctionName;
+use crate::api::{self, ApiError};
+use crate::control::{Input, Success, act};
+use crate::invoke::{Given, Invoked};
+use crate::model::new_id;
+use crate::service::Service;
+use crate::sigv4::{Claim, Signed};
+
+/// A synchronous payload, and what asynchronous ones may have: 6 MB and 1 MB.
+const MOST_PAYLOAD: usize = 6 * 1024 * 1024;
+/// Any body.
+const MOST_BODY: usize = 70 << 20;
+/// Who calls without a key.
+const ANYBODY: &str = "default";
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers on a listener, for ever.
+///
+/// # Errors
+/// None that ends it; what is wrong with a connection is that connection's.
+pub async fn serve(service: Arc<Service>, listener: TcpListener) {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = Arc::clone(&service);
+        tokio::spawn(async move {
+            let answering = service_fn(move |request| {
+                let service = Arc::clone(&service);
+                async move { Ok::<_, Infallible>(answer(&service, request, peer).await) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answering).await;
+        });
+    }
+}
+
+async fn answer(service: &Arc<Service>, request: Request<Incoming>, _peer: SocketAddr) -> Answer {
+    let id = new_id();
+    let mut answer = match handle(service, request).await {
+        Ok(answer) => answer,
+        Err(error) => refuse(&error),
+    };
+    if !answer.headers().contains_key("x-amzn-requestid") {
+        set(&mut answer, "x-amzn-requestid", &id);
+    }
+    answer
+}
+
+fn set(answer: &mut Answer, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        answer.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+}
+
+fn refuse(error: &ApiError) -> Answer {
+    let mut answer = json(error.status(), Some(&error.body()));
+    set(&mut answer, "x-amzn-errortype", error.name());
+    if let Some(seconds) = error.retry_after_seconds() {
+        set(&mut answer, "retry-after", &seconds.to_string());
+    }
+    answer
+}
+
+fn json(status: u16, body: Option<&Value>) -> Answer {
+    let mut answer = Response::new(Full::new(body.map_or_else(Bytes::new, |body| body.to_string().into())));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if body.is_some() {
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    answer
+}
+
+async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, MOST_BODY).collect().await;
+    let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
+        Some(_) => ApiError::too_large(format!("Request must be smaller than {MOST_BODY} bytes")),
+        None => ApiError::invalid_content(format!("the request did not come as a whole: {error}")),
+    })?;
+    let body = body.to_bytes();
+    let headers: Vec<(String, String)> = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
+    let (method, path, query) = (head.method.as_str(), head.uri.path(), head.uri.query().unwrap_or(""));
+    let signed = Signed { method, path, query, headers: &headers, body: &body };
+    let tenant = authenticate(service, &signed)?;
+    let route = api::find(method, path, query)
+        .ok_or_else(|| ApiError::unknown_operation(format!("AWS Lambda has no {method} {path}")))?;
+    let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
+    if route.action == "Invoke" {
+        let input =
+            Input { tenant, path: route.parameters, query: api::query_values(query), body: serde_json::Map::new() };
+        return invoke(service, &input, header, body).await;
+    }
+    let input = Input { tenant, path: route.parameters, query: api::query_values(query), body: Input::body(&body)? };
+    let Success { status, body } = act(service, route.action, &input)?;
+    Ok(json(status, body.as_ref()))
+}
+
+/// Whose request it is.
+fn authenticate(service: &Service, request: &Signed<'_>) -> Result<String, ApiError> {
+    let keys = &service.options.access_keys;
+    if keys.is_empty() {
+        return Ok(ANYBODY.to_owned());
+    }
+    let claim = Claim::read(request)?;
+    let unknown = || ApiError::unknown_key("The security token included in the request is invalid.");
+    let key = keys.iter().find(|key| key.id == claim.access_key).ok_or_else(unknown)?;
+    claim.verify(request, &key.secret, SystemTime::now())?;
+    if key.session_token != claim.session_token {
+        return Err(unknown());
+    }
+    Ok(key.tenant.clone())
+}
+
+async fn invoke<'a>(
+    service: &Arc<Service>,
+    input: &Input,
+    header: impl Fn(&str) -> Option<&'a str>,
+    payload: Bytes,
+) -> Result<Answer, ApiError> {
+    let named =
+        FunctionName::parse(input.parameter(0)?, &service.options.place)?.qualified(input.query("Qualifier"))?;
+    if payload.len() > MOST_PAYLOAD {
+        return Err(ApiError::too_large(format!(
+            "{} byte payload is too large for the RequestResponse invocation type (limit {MOST_PAYLOAD} bytes)",
+            payload.len()
+        )));
+    }
+    if !payload.is_empty() && serde_json::from_slice::<serde::de::IgnoredAny>(&payload).is_err() {
+        return Err(ApiError::invalid_content("Could not parse request body into json"));
+    }
+    let target = service.target(&input.tenant, &named.name, named.qualifier.as_ref())?;
+    match header("x-amz-invocation-type") {
+        None | Some("RequestResponse") => {}
+        Some("DryRun") => return Ok(json(204, None)),
+        Some("Event") => {
+            return Err(ApiError::not_implemented(
+                "InvocationType Event: snowmelt has no asynchronous invocations yet",
+            ));
+        }
+        Some(other) => {
+            return Err(ApiError::invalid(format!(
+                "InvocationType {other:?}: expected RequestResponse, Event or DryRun"
+            )));
+        }
+    }
+    let given = Given {
+        payload: if payload.is_empty() { Bytes::from_static(b"{}") } else { payload },
+        client_context: header("x-amz-client-context").map(decode_context).transpose()?,
+        trace: header("x-amzn-trace-id").map(str::to_owned),
+        wants_tail: header("x-amz-log-type").is_some_and(|kind| kind.eq_ignore_ascii_case("tail")),
+    };
+    let Invoked { id, number, body, error, tail } = service.invoke(target, given).await?;
+    let mut answer = Response::new(Full::new(body));
+    set(&mut answer, "x-amzn-requestid", &id);
+    set(&mut answer, "x-amz-executed-version", &number.to_string());
+    if let Some(error) = error {
+        set(&mut answer, "x-amz-function-error", error);
+    }
+    if let Some(tail) = tail {
+        set(&mut answer, "x-amz-log-result", &tail);
+    }
+    Ok(answer)
+}
+
+/// Clients send it in base64; runtimes are given JSON.
+fn decode_context(text: &str) -> Result<String, ApiError> {
+    use base64::Engine as _;
+    let bad = || ApiError::invalid("ClientContext: expected up to 3583 bytes of JSON in base64");
+    if text.len() > 3583 {
+        return Err(bad());
+    }
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| bad())?;
+    String::from_utf8(bytes).map_err(|_| bad())
+}
