@@ -8,13 +8,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::api::ApiError;
 use crate::hosts::Host;
 
 /// Names what a sandbox runs: tenant, function, version, and the revision of that, since `$LATEST` changes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Key {
     pub(crate) tenant: String,
     pub(crate) function: String,
@@ -82,6 +83,7 @@ impl Pool {
 }
 
 /// How many sandboxes do what.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) idle: usize,
@@ -243,7 +245,7 @@ impl Assignment {
         reaped
     }
 
-    /// How many of a tenant's function there are, or of all.
+    #[cfg(test)]
     pub(crate) fn counts(&self, fits: &dyn Fn(&Key) -> bool) -> Counts {
         let state = self.lock();
         let pools = state.pools.iter().filter(|(key, _)| fits(key));
@@ -255,3 +257,6 @@ impl Assignment {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

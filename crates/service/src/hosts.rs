@@ -21,6 +21,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// One that nobody hears.
+    #[cfg(test)]
+    pub(crate) fn nowhere(sandbox: &str) -> Self {
+        Self { sandbox: sandbox.to_owned(), to: mpsc::channel(1).0 }
+    }
+
     /// Tells it something. One that is gone is not told, and is known to be gone soon.
     pub(crate) async fn tell(&self, message: ToHost, body: Bytes) {
         let _ = self.to.send((message, body)).await;
@@ -32,10 +38,21 @@ impl Host {
     }
 }
 
+/// What a sandbox is doing when its host comes.
+#[derive(Clone, Debug)]
+pub(crate) struct Came {
+    /// Its runtime has begun.
+    pub(crate) is_ready: bool,
+    /// It waits for an invocation.
+    pub(crate) is_asking: bool,
+    /// What it is at.
+    pub(crate) invocation: Option<String>,
+}
+
 /// Who hears what a host says.
 pub(crate) trait Listener: Send + Sync + 'static {
     /// A host has come. False if there is no such sandbox: it is then to end.
-    fn came(&self, host: &Host, is_ready: bool, invocation: Option<&str>) -> bool;
+    fn came(&self, host: &Host, state: &Came) -> bool;
     /// It says something.
     fn said(&self, host: &Host, message: FromHost, body: Bytes);
     /// Its connection has ended.
@@ -68,12 +85,11 @@ pub(crate) fn listen(socket: &Path, listener: Arc<dyn Listener>) -> std::io::Res
 async fn serve(stream: UnixStream, listener: Arc<dyn Listener>) {
     // Whoever may connect is root: the socket's folder is root's. It may still be another's mistake.
     let (mut from, mut to) = stream.into_split();
-    let Ok(Some((FromHost::Hello { sandbox, is_ready, invocation }, _))) = link::receive(&mut from).await else {
-        return;
-    };
+    let hello = link::receive(&mut from).await;
+    let Ok(Some((FromHost::Hello { sandbox, is_ready, is_asking, invocation }, _))) = hello else { return };
     let (sender, mut messages) = mpsc::channel::<(ToHost, Bytes)>(MOST_WAITING);
     let host = Host { sandbox, to: sender };
-    if !listener.came(&host, is_ready, invocation.as_deref()) {
+    if !listener.came(&host, &Came { is_ready, is_asking, invocation }) {
         let _ = link::send(&mut to, &ToHost::Kill, &[]).await;
         return;
     }

@@ -14,6 +14,7 @@ mod control;
 mod host;
 mod hosts;
 mod invoke;
+mod journal;
 mod link;
 mod logs;
 mod model;

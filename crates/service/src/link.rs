@@ -22,9 +22,9 @@ const MOST_BODY: usize = 64 << 20;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromHost {
     /// The first message: which sandbox it has, and what that is doing.
-    Hello { sandbox: String, is_ready: bool, invocation: Option<String> },
-    /// The runtime has asked for its first invocation.
-    Ready { init_ms: f64 },
+    Hello { sandbox: String, is_ready: bool, is_asking: bool, invocation: Option<String> },
+    /// The runtime asks for an invocation: after an answer it is free only then. The first time, it says how long it took to begin.
+    Asks { init_ms: Option<f64> },
     /// It said that it cannot begin. [its error]
     InitError { kind: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.

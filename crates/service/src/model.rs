@@ -140,6 +140,12 @@ impl Function {
         }
     }
 
+    /// Whether any version has this image for its code.
+    pub(crate) fn uses(&self, image: &str) -> bool {
+        let mut versions = self.versions.values().chain([&self.latest]);
+        versions.any(|version| version.code.image.as_deref() == Some(image))
+    }
+
     /// A version's configuration, as clients see it. `qualifier` is what the caller asked for.
     pub(crate) fn configuration(
         &self,

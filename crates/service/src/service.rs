@@ -1,17 +1,20 @@
 //! The service: functions, their sandboxes, and what goes on between them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
 use snowmelt_sandbox::AgentConfig;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish};
-use crate::hosts::{self, Host, Listener, Table};
+use crate::hosts::{self, Came, Host, Listener, Table};
+use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
 use crate::model::{Function, State, Update, Version, new_id};
@@ -84,6 +87,8 @@ pub struct Service {
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
     machine: Machine,
+    journal: Journal,
+    background: Mutex<JoinSet<()>>,
     sandboxes: Table<Sandbox>,
     /// Who waits for which invocation's answer.
     waiting: Table<mpsc::UnboundedSender<Piece>>,
@@ -106,6 +111,7 @@ impl Service {
         let socket = options.state.join("functions.sock");
         std::fs::create_dir_all(&options.state)?;
         let registry = Registry::open(&options.folder.join("functions.redb"))?;
+        let (journal, before) = Journal::open(&options.folder.join("sandboxes.log"))?;
         let machine = Machine {
             program: options.program.clone(),
             socket: socket.clone(),
@@ -123,9 +129,12 @@ impl Service {
             limits,
             logs,
             machine,
+            journal,
+            background: Mutex::default(),
             sandboxes: Table::default(),
             waiting: Table::default(),
         });
+        service.expect_hosts(before);
         hosts::listen(&socket, Arc::new(ServiceHandle(Arc::clone(&service))))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
         for function in service.registry.all() {
@@ -136,13 +145,40 @@ impl Service {
         Ok(service)
     }
 
-    /// Ends every sandbox, and waits until they are gone or for so long.
+    /// Knows the sandboxes of a service before this one, whose hosts are to come soon, if they are still there.
+    fn expect_hosts(self: &Arc<Self>, before: BTreeMap<String, Key>) {
+        for (id, key) in before {
+            self.assignment.starting(&id, &key);
+            let entry = Sandbox { key, host: None, is_ready: true, invocation: None };
+            self.sandboxes.lock().insert(id.clone(), entry);
+            let service = Arc::downgrade(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(COME_BACK_WITHIN).await;
+                let Some(service) = service.upgrade() else { return };
+                let has_come = service.sandboxes.lock().get(&id).is_none_or(|sandbox| sandbox.host.is_some());
+                if !has_come {
+                    service.ended(&id, None, Some("its host did not come back"));
+                }
+            });
+        }
+    }
+
+    /// Does something that the service waits for when it ends.
+    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        while background.try_join_next().is_some() {}
+        background.spawn(work);
+    }
+
+    /// Ends every sandbox and what is done in the background, and waits until they are gone or for so long.
     pub async fn end(&self, patience: Duration) {
         let hosts: Vec<Host> = self.sandboxes.lock().values().filter_map(|sandbox| sandbox.host.clone()).collect();
         for host in hosts {
             host.tell_now(ToHost::Shutdown);
         }
+        let mut background = std::mem::take(&mut *self.background.lock().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + patience;
+        let _ = tokio::time::timeout(patience, async { while background.join_next().await.is_some() {} }).await;
         while !self.sandboxes.lock().is_empty() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -151,12 +187,13 @@ impl Service {
     /// Has the code of a function's latest version published, in the background.
     pub(crate) fn publish(self: &Arc<Self>, function: &Arc<Function>) {
         let (service, function) = (Arc::clone(self), Arc::clone(function));
-        tokio::spawn(async move {
+        self.in_background(async move {
             let uri = function.latest.code.image_uri.clone();
             let revision = function.latest.revision.clone();
             let name = image_name(&function.name, &new_id());
             let program = &service.options.program;
             let published = publishing::publish(program, &function.tenant, &uri, &name).await;
+            let mut before = None;
             let is_ours = |latest: &Version| latest.code.image_uri == uri && latest.revision == revision;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
                 let latest = &mut function.latest;
@@ -165,7 +202,7 @@ impl Service {
                 }
                 match published.clone() {
                     Ok(code) => {
-                        latest.code = code;
+                        before = std::mem::replace(&mut latest.code, code).image;
                         latest.state = State::Active;
                         latest.last_update = Update::Successful;
                     }
@@ -178,8 +215,12 @@ impl Service {
                     }
                 }
                 latest.revision = new_id();
+                before = before.take().filter(|image| !function.uses(image));
                 Ok(true)
             });
+            if let Some(before) = before {
+                publishing::remove(program, &function.tenant, &before).await;
+            }
             if !matches!(changed, Ok((_, true))) && published.is_ok() {
                 // Deleted or changed meanwhile.
                 publishing::remove(program, &function.tenant, &name).await;
@@ -195,6 +236,8 @@ impl Service {
             let entry = Sandbox { key: key.clone(), host: None, is_ready: false, invocation: None };
             service.sandboxes.lock().insert(id.clone(), entry);
             service.assignment.starting(&id, &key);
+            // Before it is there, so that none is ever there that the next service does not know.
+            service.journal.started(&id, &key);
             let wanted = Wanted {
                 sandbox: &id,
                 tenant: &key.tenant,
@@ -241,6 +284,13 @@ impl Service {
         }
     }
 
+    /// It has answered, and is free once it asks for more.
+    fn is_done(&self, host: &Host) {
+        if let Some(sandbox) = self.sandboxes.lock().get_mut(&host.sandbox) {
+            sandbox.invocation = None;
+        }
+    }
+
     fn is_free(&self, host: &Host, is_new: bool) {
         if let Some(sandbox) = self.sandboxes.lock().get_mut(&host.sandbox) {
             sandbox.invocation = None;
@@ -255,13 +305,20 @@ impl Service {
         self.forget(&host.sandbox);
     }
 
-    fn forget(self: &Arc<Self>, sandbox: &str) -> Option<Sandbox> {
-        let sandbox_ = self.sandboxes.lock().remove(sandbox);
-        if sandbox_.as_ref().is_some_and(|sandbox| sandbox.is_ready) {
+    fn forget(self: &Arc<Self>, sandbox: &str) {
+        let removed = self.remove(sandbox);
+        if removed.is_some_and(|sandbox| sandbox.is_ready) {
             let gone = self.assignment.gone(sandbox);
             self.follow(gone);
         }
-        sandbox_
+    }
+
+    fn remove(&self, sandbox: &str) -> Option<Sandbox> {
+        let removed = self.sandboxes.lock().remove(sandbox);
+        if removed.is_some() {
+            self.journal.ended(sandbox);
+        }
+        removed
     }
 
     fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>) {
@@ -278,7 +335,7 @@ impl Service {
 
     /// A sandbox has ended.
     fn ended(self: &Arc<Self>, id: &str, code: Option<u8>, message: Option<&str>) {
-        let Some(sandbox) = self.sandboxes.lock().remove(id) else { return };
+        let Some(sandbox) = self.remove(id) else { return };
         let how = match (code, message) {
             (Some(code), _) if code > 128 => format!("signal: {}", signal_name(code - 128)),
             (Some(code), _) => format!("exit status {code}"),
@@ -307,7 +364,7 @@ impl Service {
     }
 
     fn init_failed(self: &Arc<Self>, host: &Host, body: Bytes) {
-        let removed = self.sandboxes.lock().remove(&host.sandbox);
+        let removed = self.remove(&host.sandbox);
         if removed.is_some() {
             let gone = self.assignment.failed_to_start(&host.sandbox, &StartFailure { payload: body });
             self.follow(gone);
@@ -315,6 +372,9 @@ impl Service {
         host.tell_now(ToHost::Kill);
     }
 }
+
+/// Hosts look for a service ten times a second.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a runtime may take before it asks for its first invocation, beside the function's own timeout.
 const INIT_LIMIT: Duration = Duration::from_secs(10);
@@ -351,8 +411,8 @@ async fn reap(service: std::sync::Weak<Service>) {
 }
 
 impl Listener for ServiceHandle {
-    fn came(&self, host: &Host, is_ready: bool, invocation: Option<&str>) -> bool {
-        self.0.came(host, is_ready, invocation)
+    fn came(&self, host: &Host, state: &Came) -> bool {
+        self.0.came(host, state)
     }
 
     fn said(&self, host: &Host, message: FromHost, body: Bytes) {
@@ -368,16 +428,17 @@ impl Listener for ServiceHandle {
 pub(crate) struct ServiceHandle(Arc<Service>);
 
 impl Service {
-    fn came(&self, host: &Host, is_ready: bool, invocation: Option<&str>) -> bool {
+    fn came(&self, host: &Host, state: &Came) -> bool {
         let mut sandboxes = self.sandboxes.lock();
         let Some(sandbox) = sandboxes.get_mut(&host.sandbox) else { return false };
         sandbox.host = Some(host.clone());
-        sandbox.is_ready = is_ready;
-        sandbox.invocation = invocation.map(str::to_owned);
+        sandbox.is_ready = state.is_ready;
+        sandbox.invocation.clone_from(&state.invocation);
         drop(sandboxes);
-        match (is_ready, invocation) {
-            (true, Some(_)) => self.assignment.adopt_busy(host),
-            (true, None) => drop(self.assignment.free(host, false, Instant::now())),
+        match (state.is_ready, state.is_asking) {
+            (true, true) => drop(self.assignment.free(host, false, Instant::now())),
+            // It asks when it is done with what a service before this gave it.
+            (true, false) => self.assignment.adopt_busy(host),
             (false, _) => {}
         }
         true
@@ -386,22 +447,22 @@ impl Service {
     fn said(self: &Arc<Self>, host: &Host, message: FromHost, body: Bytes) {
         match message {
             FromHost::Hello { .. } => {}
-            FromHost::Ready { .. } => self.is_free(host, true),
+            FromHost::Asks { init_ms } => self.is_free(host, init_ms.is_some()),
             FromHost::InitError { .. } => self.init_failed(host, body),
             FromHost::Response { id, tail, is_last, .. } => {
                 if is_last {
-                    self.is_free(host, false);
+                    self.is_done(host);
                     self.answer(&id, Piece::Done { body, tail });
                 } else {
                     self.answer(&id, Piece::Data(body));
                 }
             }
             FromHost::Failed { id, kind, tail } => {
-                self.is_free(host, false);
+                self.is_done(host);
                 self.answer(&id, Piece::Failed { kind, body, tail });
             }
             FromHost::Broken { id, kind, tail } => {
-                self.is_free(host, false);
+                self.is_done(host);
                 self.answer(&id, Piece::Failed { kind, body: Bytes::new(), tail });
             }
             FromHost::Log => {

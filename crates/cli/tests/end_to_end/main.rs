@@ -13,6 +13,7 @@ mod commands;
 mod copies;
 mod damage;
 mod flattened;
+mod functions;
 mod interruptions;
 mod keys_and_salts;
 mod mistakes;

@@ -205,11 +205,8 @@ impl Act<'_> {
                     }
                     Ok(function.versions.remove(number))
                 })?;
-                let Some(removed) = removed else { return Ok(Success::no_content()) };
-                let image = removed.code.image;
-                let is_used = function.latest.code.image == image
-                    || function.versions.values().any(|version| version.code.image == image);
-                self.remove_images(image.into_iter().filter(|_| !is_used).collect());
+                let image = removed.and_then(|removed| removed.code.image);
+                self.remove_images(image.into_iter().filter(|image| !function.uses(image)).collect());
             }
             Some(other) => {
                 return Err(ApiError::invalid(format!(
@@ -224,7 +221,7 @@ impl Act<'_> {
         images.sort();
         images.dedup();
         let (program, tenant) = (self.service.options.program.clone(), self.input.tenant.clone());
-        tokio::spawn(async move {
+        self.service.in_background(async move {
             for image in images {
                 publishing::remove(&program, &tenant, &image).await;
             }

@@ -42,6 +42,8 @@ struct State {
     /// The one that it is at.
     running: Option<Running>,
     is_ready: bool,
+    /// It waits for an invocation.
+    is_asking: bool,
     init: Option<Duration>,
     tail: Tail,
 }
@@ -74,7 +76,8 @@ async fn serve(
     ended: oneshot::Receiver<Ended>,
 ) -> std::io::Result<()> {
     let (to_service, mut from_here) = mpsc::channel(MOST_KEPT);
-    let state = State { next: None, running: None, is_ready: false, init: None, tail: Tail::default() };
+    let state =
+        State { next: None, running: None, is_ready: false, is_asking: false, init: None, tail: Tail::default() };
     let shared = Arc::new(Shared {
         config,
         state: Mutex::new(state),
@@ -169,6 +172,7 @@ impl Shared {
         FromHost::Hello {
             sandbox: self.config.sandbox.clone(),
             is_ready: state.is_ready,
+            is_asking: state.is_asking && state.next.is_none(),
             invocation: invocation.map(|invocation| invocation.id.clone()),
         }
     }
@@ -200,15 +204,14 @@ impl Shared {
         let first = {
             let mut state = self.lock();
             let is_first = !std::mem::replace(&mut state.is_ready, true);
+            state.is_asking = true;
             if is_first {
                 state.init = Some(self.started.elapsed());
             }
             is_first
         };
-        if first {
-            let init_ms = self.started.elapsed().as_secs_f64() * 1000.0;
-            self.send(FromHost::Ready { init_ms }, Bytes::new()).await;
-        }
+        let init_ms = first.then(|| self.started.elapsed().as_secs_f64() * 1000.0);
+        self.send(FromHost::Asks { init_ms }, Bytes::new()).await;
         loop {
             let next = self.lock().next.take();
             let Some((invocation, body)) = next else {
@@ -223,6 +226,7 @@ impl Shared {
             {
                 let mut state = self.lock();
                 state.tail.clear();
+                state.is_asking = false;
                 state.running = Some(Running { invocation: invocation.clone(), since: Instant::now() });
             }
             let line = format!("START RequestId: {} Version: {}\n", invocation.id, self.config.version);
@@ -282,22 +286,23 @@ fn memory_used_mb() -> u64 {
         let lists = file.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
         lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
     };
-    // This process, the runtime, the container's first process.
-    let first = children("self").iter().flat_map(|runtime| children(runtime)).next();
-    let found = first.and_then(|pid| {
+    let file = |pid: &str| {
         let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        groups.lines().find_map(|line| {
+        let mut groups = groups.lines().filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let (controllers, path) = (fields.next()?, fields.next()?);
-            let file = if controllers.split(',').any(|name| name == "memory") {
-                format!("/sys/fs/cgroup/memory{path}/memory.max_usage_in_bytes")
-            } else if controllers.is_empty() {
-                format!("/sys/fs/cgroup{path}/memory.peak")
+            if controllers.split(',').any(|name| name == "memory") {
+                Some(format!("/sys/fs/cgroup/memory{path}/memory.max_usage_in_bytes"))
             } else {
-                return None;
-            };
-            std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
-        })
-    });
-    found.unwrap_or(0) / (1 << 20)
+                controllers.is_empty().then(|| format!("/sys/fs/cgroup{path}/memory.peak"))
+            }
+        });
+        groups.find(|file| std::path::Path::new(file).exists())
+    };
+    // This process starts the runtime, and that the container's first process, in a group of its own.
+    let own = file("self");
+    let below = children("self").iter().flat_map(|child| children(child)).collect::<Vec<_>>();
+    let found = below.iter().filter_map(|pid| file(pid)).find(|found| own.as_ref() != Some(found));
+    let used = found.and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
+    used.unwrap_or(0) / (1 << 20)
 }

@@ -1,0 +1,408 @@
+//! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::world::{World, finish, repository, test_cache, test_image, wait, wait_until};
+
+/// What every script begins with: a client, and the few things that all of them do.
+const PRELUDE: &str = r#"
+import base64, json, os, threading, time
+import boto3, botocore
+from botocore.config import Config
+
+ENDPOINT, IMAGE = os.environ["ENDPOINT"], os.environ["IMAGE"]
+ROLE = "arn:aws:iam::000000000000:role/anything"
+
+def connect(key="any", secret="any", **more):
+    config = Config(retries={"max_attempts": 0}, read_timeout=60, **more)
+    return boto3.client("lambda", endpoint_url=ENDPOINT, region_name="us-east-1", aws_access_key_id=key,
+                        aws_secret_access_key=secret, config=config)
+
+client = connect()
+
+def create(name="hello", **more):
+    settings = dict(MemorySize=256, Timeout=20, Role=ROLE, PackageType="Image", Code={"ImageUri": IMAGE}) | more
+    made = client.create_function(FunctionName=name, **settings)
+    client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    return made
+
+def invoke(payload={}, name="hello", **more):
+    answer = client.invoke(FunctionName=name, Payload=json.dumps(payload), **more)
+    answer["Payload"] = json.loads(answer["Payload"].read() or "null")
+    return answer
+
+def refused(code, call, *words):
+    try:
+        call()
+    except botocore.exceptions.ClientError as error:
+        assert error.response["Error"]["Code"] == code, error
+        for word in words:
+            assert word in str(error), (word, error)
+        return error.response
+    raise AssertionError(f"{code} was expected")
+"#;
+
+/// A service of a world, which ends with it.
+struct Service {
+    process: Child,
+    endpoint: String,
+}
+
+impl Service {
+    #[track_caller]
+    fn start(world: &World, options: &[&str]) -> Self {
+        Self::start_at(world, "127.0.0.1:0", options)
+    }
+
+    #[track_caller]
+    fn start_at(world: &World, address: &str, options: &[&str]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(world.path("service.log")).unwrap();
+        let arguments = [&["--json", "serve", "--listen", address, "--allow-local-images"], options].concat();
+        let mut process = world.command(arguments).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+            panic!("{error}: {line} {}", std::fs::read_to_string(world.path("service.log")).unwrap())
+        });
+        Self { process, endpoint: said["endpoint"].as_str().unwrap().to_owned() }
+    }
+
+    fn address(&self) -> &str {
+        self.endpoint.strip_prefix("http://").unwrap()
+    }
+
+    /// Asks it to end, and waits.
+    #[track_caller]
+    fn stop(mut self) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert_eq!(wait(&mut self.process), 0);
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        wait(&mut self.process);
+    }
+
+    /// Runs a script to its end; what is wrong ends it with an exception.
+    #[track_caller]
+    fn script(&self, world: &World, text: &str) {
+        let mut python = Command::new(python());
+        python.args(["-"]).env("ENDPOINT", &self.endpoint).env("IMAGE", test_image("lambda"));
+        python.env("HOME", world.path("home")).env("AWS_EC2_METADATA_DISABLED", "true");
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            python.env_remove(variable);
+        }
+        let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        write!(child.stdin.take().unwrap(), "{PRELUDE}\n{text}").unwrap();
+        let finished = finish(child);
+        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A Python that has boto3: the one of the servers that tests use.
+fn python() -> PathBuf {
+    let python = test_cache().join("servers/bin/python");
+    if !python.exists() {
+        let status = Command::new(repository().join("scripts/test-servers")).arg("install").status().unwrap();
+        assert!(status.success(), "scripts/test-servers install failed; see its messages above");
+    }
+    python
+}
+
+#[test]
+fn a_function_is_made_invoked_changed_and_deleted() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(
+        &world,
+        r#"
+made = create(Environment={"Variables": {"GREETING": "hello"}}, Description="first", Tags={"team": "a"})
+assert made["State"] == "Pending" and made["Version"] == "$LATEST" and made["PackageType"] == "Image", made
+arn = "arn:aws:lambda:us-east-1:000000000000:function:hello"
+assert made["FunctionArn"] == arn
+
+got = client.get_function(FunctionName="hello")
+assert got["Configuration"]["State"] == "Active" and got["Configuration"]["LastUpdateStatus"] == "Successful", got
+assert got["Code"]["ImageUri"] == IMAGE and got["Tags"] == {"team": "a"}, got
+assert [f["FunctionName"] for f in client.list_functions()["Functions"]] == ["hello"]
+
+answer = invoke({"a": [1, "ü"]}, LogType="Tail")
+assert answer["StatusCode"] == 200 and answer["ExecutedVersion"] == "$LATEST" and "FunctionError" not in answer, answer
+payload = answer["Payload"]
+assert payload["event"] == {"a": [1, "ü"]} and payload["invocations"] == 1 and payload["arn"] == arn, payload
+assert payload["id"] == answer["ResponseMetadata"]["RequestId"] and 15000 < payload["remaining"] <= 20000, payload
+log = base64.b64decode(answer["LogResult"]).decode()
+assert log.startswith(f"START RequestId: {payload['id']} Version: $LATEST\n") and 'got {"a"' in log, log
+for part in ["END RequestId", "REPORT RequestId", "Duration:", "Billed Duration:", "Memory Size: 256 MB", "Init Duration:"]:
+    assert part in log, (part, log)
+used = int(log.split("Max Memory Used: ")[1].split()[0])
+assert 5 < used < 256, log
+
+# The same sandbox, and by every name that it has.
+for name in ["hello", arn, "000000000000:function:hello", "hello:$LATEST", arn + ":$LATEST"]:
+    again = invoke({}, name=name)["Payload"]
+assert again["invocations"] == 6 and again["arn"] == arn + ":$LATEST", again
+context = base64.b64encode(json.dumps({"custom": {"k": "v"}}).encode()).decode()
+assert invoke({}, ClientContext=context)["Payload"]["client"] == {"k": "v"}
+assert client.invoke(FunctionName="hello", InvocationType="DryRun")["StatusCode"] == 204
+
+environment = invoke({"do": "environment"})["Payload"]
+for name, value in {"GREETING": "hello", "AWS_REGION": "us-east-1", "AWS_LAMBDA_FUNCTION_NAME": "hello",
+                    "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256",
+                    "AWS_LAMBDA_LOG_GROUP_NAME": "/aws/lambda/hello", "LAMBDA_TASK_ROOT": "/var/task",
+                    "TZ": ":UTC", "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001"}.items():
+    assert environment[name] == value, (name, environment)
+
+# New settings are those of the next invocation.
+revision = client.get_function_configuration(FunctionName="hello")["RevisionId"]
+refused("PreconditionFailedException", lambda: client.update_function_configuration(FunctionName="hello", RevisionId="x", Timeout=9))
+client.update_function_configuration(FunctionName="hello", RevisionId=revision, Environment={"Variables": {"GREETING": "bye"}})
+environment = invoke({"do": "environment"})["Payload"]
+assert environment["GREETING"] == "bye", environment
+
+client.update_function_code(FunctionName="hello", ImageUri=IMAGE)
+assert client.get_function_configuration(FunctionName="hello")["LastUpdateStatus"] == "InProgress"
+invoke()
+refused("ResourceConflictException", lambda: client.update_function_code(FunctionName="hello", ImageUri=IMAGE), "in progress")
+client.get_waiter("function_updated_v2").wait(FunctionName="hello", WaiterConfig={"Delay": 1})
+assert invoke()["Payload"]["invocations"] == 1
+
+client.delete_function(FunctionName="hello")
+refused("ResourceNotFoundException", lambda: client.get_function(FunctionName="hello"), "hello")
+refused("ResourceNotFoundException", lambda: invoke())
+"#,
+    );
+    service.stop();
+    world.assert_nothing_left();
+    let images = world.json(&["images"]);
+    assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+}
+
+#[test]
+fn failures_of_functions_are_answers_in_lambdas_words() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(
+        &world,
+        r#"
+create(Timeout=3)
+def fails(payload, kind, *words):
+    answer = invoke(payload)
+    assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled", answer
+    assert answer["Payload"]["errorType"] == kind, answer
+    for word in words:
+        assert word in answer["Payload"]["errorMessage"], (word, answer)
+    return answer
+
+failed = fails({"do": "fail"}, "ValueError", "as asked")
+assert "app.py" in "".join(failed["Payload"]["stackTrace"]), failed
+# A handler's error costs no sandbox; the end of the runtime does.
+assert invoke()["Payload"]["invocations"] == 2
+fails({"do": "exit"}, "Runtime.ExitError", "exit status 3")
+assert invoke()["Payload"]["invocations"] == 1
+began = time.time()
+fails({"do": "sleep", "seconds": 30}, "Sandbox.Timedout", "timed out after 3.00 seconds")
+assert 3 <= time.time() - began < 6
+assert invoke()["Payload"]["invocations"] == 1
+fails({"do": "memory", "mb": 400}, "Runtime.OutOfMemory", "signal: killed")
+fails({"do": "large", "bytes": 7_000_000}, "Function.ResponseSizeTooLarge")
+assert len(invoke({"do": "large", "bytes": 6_000_000})["Payload"]) == 6_000_000
+
+# The root is read-only, /tmp takes what was set and no more.
+assert invoke({"do": "write", "path": "/var/task/x", "bytes": 1})["Payload"] == {"error": "Read-only file system"}
+assert invoke({"do": "write", "path": "/tmp/x", "bytes": 100_000_000})["Payload"] == {"written": 100_000_000}
+# Nothing else is on its network, not even the service.
+host, port = ENDPOINT.removeprefix("http://").split(":")
+assert "error" in invoke({"do": "connect", "host": host, "port": int(port)})["Payload"]
+
+for how, kind in [("exception", "RuntimeError"), ("exit", "Runtime.ExitError")]:
+    client.update_function_configuration(FunctionName="hello", Environment={"Variables": {"FAIL_INIT": how}})
+    fails({}, kind)
+client.update_function_configuration(FunctionName="hello", Environment={})
+assert invoke()["Payload"]["invocations"] == 1
+"#,
+    );
+    service.stop();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn versions_aliases_concurrency_and_tags() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(
+        &world,
+        r#"
+create(Environment={"Variables": {"NUMBER": "1"}})
+one = client.publish_version(FunctionName="hello", Description="one")
+assert one["Version"] == "1" and one["FunctionArn"].endswith(":hello:1") and one["LastUpdateStatus"] == "Successful", one
+assert client.publish_version(FunctionName="hello", Description="one")["Version"] == "1"
+client.update_function_configuration(FunctionName="hello", Environment={"Variables": {"NUMBER": "2"}})
+assert client.publish_version(FunctionName="hello")["Version"] == "2"
+assert [v["Version"] for v in client.list_versions_by_function(FunctionName="hello")["Versions"]] == ["$LATEST", "1", "2"]
+
+alias = client.create_alias(FunctionName="hello", Name="live", FunctionVersion="1")
+assert alias["AliasArn"].endswith(":hello:live")
+refused("ResourceConflictException", lambda: client.create_alias(FunctionName="hello", Name="live", FunctionVersion="1"))
+refused("ResourceNotFoundException", lambda: client.create_alias(FunctionName="hello", Name="next", FunctionVersion="9"))
+def version(qualifier):
+    answer = invoke({"do": "environment"}, Qualifier=qualifier)
+    return answer["Payload"]["NUMBER"], answer["ExecutedVersion"], answer["Payload"]["AWS_LAMBDA_FUNCTION_VERSION"]
+assert version("live") == ("1", "1", "1") and version("2") == ("2", "2", "2") and version("$LATEST") == ("2", "$LATEST", "$LATEST")
+client.update_alias(FunctionName="hello", Name="live", RoutingConfig={"AdditionalVersionWeights": {"2": 0.5}})
+seen = {version("live") for _ in range(40)}
+assert seen == {("1", "1", "1"), ("2", "2", "2")}, seen
+refused("ResourceConflictException", lambda: client.delete_function(FunctionName="hello", Qualifier="2"))
+client.update_alias(FunctionName="hello", Name="live", FunctionVersion="2", RoutingConfig={})
+assert client.get_alias(FunctionName="hello", Name="live")["FunctionVersion"] == "2"
+client.delete_function(FunctionName="hello", Qualifier="1")
+refused("ResourceNotFoundException", lambda: invoke({}, Qualifier="1"))
+client.delete_alias(FunctionName="hello", Name="live")
+refused("ResourceNotFoundException", lambda: invoke({}, Qualifier="live"))
+
+client.put_function_concurrency(FunctionName="hello", ReservedConcurrentExecutions=1)
+assert client.get_function(FunctionName="hello")["Concurrency"] == {"ReservedConcurrentExecutions": 1}
+running = threading.Thread(target=lambda: invoke({"do": "sleep", "seconds": 3}))
+running.start()
+time.sleep(1.5)
+full = refused("TooManyRequestsException", lambda: invoke(), "Rate Exceeded")
+assert full["Reason"] == "ReservedFunctionConcurrentInvocationLimitExceeded", full
+assert full["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1", full
+running.join()
+client.delete_function_concurrency(FunctionName="hello")
+
+# Each runs one invocation at a time; as many as come at once run at once.
+answers = []
+threads = [threading.Thread(target=lambda: answers.append(invoke({"do": "sleep", "seconds": 1})["Payload"])) for _ in range(6)]
+began = time.time()
+[t.start() for t in threads]; [t.join() for t in threads]
+assert len(answers) == 6 and all(a["event"]["do"] == "sleep" for a in answers), answers
+assert time.time() - began < 5, time.time() - began
+
+arn = client.get_function_configuration(FunctionName="hello")["FunctionArn"]
+client.tag_resource(Resource=arn, Tags={"a": "1", "b": "2"})
+client.untag_resource(Resource=arn, TagKeys=["a"])
+assert client.list_tags(Resource=arn)["Tags"] == {"b": "2"}
+assert client.get_account_settings()["AccountUsage"]["FunctionCount"] == 1
+"#,
+    );
+    service.stop();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn bad_requests_are_refused_in_awss_shape_and_change_nothing() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(
+        &world,
+        r#"
+def bad(*words, **settings):
+    all = dict(FunctionName="bad", Role=ROLE, PackageType="Image", Code={"ImageUri": IMAGE}) | settings
+    refused("InvalidParameterValueException", lambda: client.create_function(**all), *words)
+loose = connect(parameter_validation=False)
+strict, client = client, loose
+bad("Timeout", "1 to 900", Timeout=901)
+bad("MemorySize", "128 to 10240", MemorySize=64)
+bad("EphemeralStorage", EphemeralStorage={"Size": 10}) if False else bad("Size", EphemeralStorage={"Size": 10})
+bad("reserved keys", "AWS_REGION", Environment={"Variables": {"AWS_REGION": "x"}})
+bad("4096", Environment={"Variables": {"A1": "x" * 5000}})
+bad("Zip", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
+bad("VpcConfig", "not supported", VpcConfig={"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]})
+bad("Architectures", Architectures=["arm64" if os.uname().machine == "x86_64" else "x86_64"])
+bad("names no function", FunctionName="a b")
+assert client.list_functions()["Functions"] == []
+
+client.create_function(FunctionName="broken", Role=ROLE, PackageType="Image", Code={"ImageUri": "oci:/nowhere:tag"})
+refused("ResourceConflictException", lambda: client.create_function(FunctionName="broken", Role=ROLE, PackageType="Image", Code={"ImageUri": IMAGE}), "already exist")
+for _ in range(200):
+    found = client.get_function_configuration(FunctionName="broken")
+    if found["State"] != "Pending":
+        break
+    time.sleep(0.1)
+assert found["State"] == "Failed" and found["StateReasonCode"] == "InvalidImage" and "/nowhere" in found["StateReason"], found
+refused("InvalidRuntimeException", lambda: invoke({}, name="broken"), "/nowhere")
+
+refused("ResourceNotFoundException", lambda: client.get_function(FunctionName="nobody"), "nobody")
+refused("InvalidRequestContentException", lambda: client.invoke(FunctionName="broken", Payload=b"{"))
+refused("RequestTooLargeException", lambda: client.invoke(FunctionName="broken", Payload=b'"' + b"x" * (6 << 20) + b'"'))
+refused("NotImplementedException", lambda: client.list_layers(), "ListLayers")
+import urllib.request, urllib.error
+try:
+    urllib.request.urlopen(ENDPOINT + "/2015-03-31/nothing")
+    raise AssertionError
+except urllib.error.HTTPError as error:
+    assert error.code == 404 and error.headers["x-amzn-ErrorType"] == "UnknownOperationException", error.headers
+"#,
+    );
+    service.stop();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn callers_are_known_by_their_signatures_and_see_their_own_functions() {
+    let world = World::new();
+    let keys = world.path("access-keys");
+    std::fs::write(&keys, "# key secret tenant\nAKIDONE secret-of-one default\nAKIDTWO secret-of-two other\n").unwrap();
+    let service = Service::start(&world, &["--access-keys", keys.to_str().unwrap()]);
+    service.script(
+        &world,
+        r#"
+client = connect("AKIDONE", "secret-of-one")
+create(name="mine")
+arn = client.get_function_configuration(FunctionName="mine")["FunctionArn"]
+# An ARN in the path is encoded, and signed as it is sent.
+assert client.get_function(FunctionName=arn)["Configuration"]["FunctionName"] == "mine"
+other = connect("AKIDTWO", "secret-of-two")
+assert other.list_functions()["Functions"] == []
+refused("ResourceNotFoundException", lambda: other.invoke(FunctionName="mine"))
+refused("InvalidSignatureException", lambda: connect("AKIDONE", "wrong").list_functions())
+refused("UnrecognizedClientException", lambda: connect("AKIDNONE", "secret-of-one").list_functions())
+unsigned = boto3.client("lambda", endpoint_url=ENDPOINT, region_name="us-east-1", config=Config(signature_version=botocore.UNSIGNED))
+refused("MissingAuthenticationTokenException", lambda: unsigned.list_functions())
+"#,
+    );
+    service.stop();
+    world.assert_nothing_left();
+    let open = world.snowmelt(["serve", "--listen", "0.0.0.0:0"]);
+    open.failure(1, &["--access-keys", "127.0.0.1"]);
+}
+
+#[test]
+fn sandboxes_outlive_a_service_that_is_killed() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(&world, "create()\nassert invoke()['Payload']['invocations'] == 1");
+    let address = service.address().to_owned();
+    service.kill();
+    let service = Service::start_at(&world, &address, &[]);
+    service.script(
+        &world,
+        r#"
+# It has its memory still.
+for _ in range(100):
+    if invoke()["Payload"]["invocations"] > 1:
+        break
+    time.sleep(0.1)
+else:
+    raise AssertionError("the sandbox was lost")
+"#,
+    );
+    service.stop();
+    wait_until("all is gone", || world.processes().is_empty());
+    world.assert_nothing_left();
+}

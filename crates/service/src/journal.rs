@@ -1,0 +1,177 @@
+//! Which sandboxes there are, for a service that is started after this one.
+//!
+//! A log of lines, each the start of a sandbox with what it runs, or its end. It is never synced: sandboxes do not outlive the machine, and
+//! what a process has written before it is killed is there. A line that is cut off says nothing; the log is written anew when it is opened,
+//! and when most of it is about sandboxes that are gone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::assignment::Key;
+
+/// Lines beyond those that are needed.
+const MOST_IN_VAIN: usize = 4096;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Started { sandbox: String, key: Key },
+    Ended { sandbox: String },
+}
+
+pub(crate) struct Journal {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    file: File,
+    there: BTreeMap<String, Key>,
+    lines: usize,
+}
+
+impl Journal {
+    /// Opens it, with the sandboxes that are in it.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, BTreeMap<String, Key>)> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let there = replay(&text);
+        let file = write_anew(path, &there)?;
+        let lines = there.len();
+        let state = Mutex::new(State { file, there: there.clone(), lines });
+        Ok((Self { path: path.to_owned(), state }, there))
+    }
+
+    /// A sandbox is about to be there.
+    pub(crate) fn started(&self, id: &str, key: &Key) {
+        let line = Line::Started { sandbox: id.to_owned(), key: key.clone() };
+        self.add(&line, |there| drop(there.insert(id.to_owned(), key.clone())));
+    }
+
+    /// It is no more.
+    pub(crate) fn ended(&self, id: &str) {
+        self.add(&Line::Ended { sandbox: id.to_owned() }, |there| drop(there.remove(id)));
+    }
+
+    fn add(&self, line: &Line, change: impl FnOnce(&mut BTreeMap<String, Key>)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state.there);
+        let written = if state.lines > 2 * state.there.len() + MOST_IN_VAIN {
+            write_anew(&self.path, &state.there).map(|file| {
+                state.file = file;
+                state.lines = state.there.len();
+            })
+        } else {
+            state.lines += 1;
+            encode(line).and_then(|line| state.file.write_all(&line))
+        };
+        if let Err(error) = written {
+            tracing::error!(path = %self.path.display(), %error, "the next service will not know what sandboxes there are");
+        }
+    }
+}
+
+fn encode(line: &Line) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn replay(text: &[u8]) -> BTreeMap<String, Key> {
+    let mut there = BTreeMap::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        match serde_json::from_slice(line) {
+            Ok(Line::Started { sandbox, key }) => drop(there.insert(sandbox, key)),
+            Ok(Line::Ended { sandbox }) => drop(there.remove(&sandbox)),
+            // Cut off, or empty.
+            Err(_) => {}
+        }
+    }
+    there
+}
+
+/// Puts a log that says as much in the place of the one before.
+fn write_anew(path: &Path, there: &BTreeMap<String, Key>) -> io::Result<File> {
+    let draft = path.with_extension("draft");
+    let mut file = File::create(&draft)?;
+    for (sandbox, key) in there {
+        file.write_all(&encode(&Line::Started { sandbox: sandbox.clone(), key: key.clone() })?)?;
+    }
+    std::fs::rename(&draft, path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(number: u8) -> Key {
+        let text = number.to_string();
+        Key { tenant: "t".into(), function: text.clone(), number: "$LATEST".into(), revision: text }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_there_is_known_wherever_the_log_is_cut(steps in proptest::collection::vec((0_u8..20, any::<bool>()), 0..100), cut in 0_usize..40) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("journal");
+            let (journal, before) = Journal::open(&path).unwrap();
+            prop_assert!(before.is_empty());
+            let mut there = BTreeMap::new();
+            let mut states = vec![there.clone()];
+            for (number, starts) in steps {
+                let id = number.to_string();
+                if starts {
+                    journal.started(&id, &key(number));
+                    there.insert(id, key(number));
+                } else {
+                    journal.ended(&id);
+                    there.remove(&id);
+                }
+                states.push(there.clone());
+            }
+            drop(journal);
+            let (journal, found) = Journal::open(&path).unwrap();
+            prop_assert_eq!(&found, &there);
+            // Once more, of what was written anew and goes on, cut in the last line.
+            journal.started("last", &key(99));
+            let text = std::fs::read(&path).unwrap();
+            let last = text[..text.len() - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            std::fs::write(&path, &text[..(last + cut).min(text.len() - 2)]).unwrap();
+            prop_assert_eq!(Journal::open(&path).unwrap().1, there);
+        }
+
+        #[test]
+        fn any_bytes_are_a_log(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = replay(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_long_log_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (journal, _) = Journal::open(&path).unwrap();
+        journal.started("stays", &key(1));
+        for _ in 0..2 * MOST_IN_VAIN {
+            journal.started("goes", &key(2));
+            journal.ended("goes");
+        }
+        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= MOST_IN_VAIN + 3);
+        assert_eq!(Journal::open(&path).unwrap().1.into_keys().collect::<Vec<_>>(), ["stays"]);
+    }
+}

@@ -1,0 +1,59 @@
+"""A function that does what it is asked to, for tests."""
+
+import json
+import os
+import threading
+import time
+
+print("loading", flush=True)
+if os.environ.get("FAIL_INIT") == "exception":
+    raise RuntimeError("cannot begin")
+if os.environ.get("FAIL_INIT") == "exit":
+    os._exit(7)
+INVOCATIONS = 0
+LOCK = threading.Lock()
+
+
+def handler(event, context):
+    global INVOCATIONS
+    with LOCK:
+        INVOCATIONS += 1
+    print("got", json.dumps(event)[:200])
+    what = event.get("do") if isinstance(event, dict) else None
+    if what == "fail":
+        raise ValueError("as asked")
+    if what == "exit":
+        os._exit(event.get("code", 3))
+    if what == "sleep":
+        time.sleep(event["seconds"])
+    if what == "memory":
+        held = bytearray(event["mb"] << 20)
+        for at in range(0, len(held), 4096):
+            held[at] = 1
+    if what == "environment":
+        return dict(os.environ)
+    if what == "write":
+        try:
+            with open(event["path"], "wb") as file:
+                file.write(b"x" * event["bytes"])
+            return {"written": event["bytes"]}
+        except OSError as error:
+            return {"error": error.strerror}
+    if what == "large":
+        return "x" * event["bytes"]
+    if what == "connect":
+        import socket
+
+        try:
+            socket.create_connection((event["host"], event["port"]), timeout=2).close()
+            return {"connected": True}
+        except OSError as error:
+            return {"error": str(error)}
+    return {
+        "invocations": INVOCATIONS,
+        "event": event,
+        "id": context.aws_request_id,
+        "arn": context.invoked_function_arn,
+        "remaining": context.get_remaining_time_in_millis(),
+        "client": getattr(context.client_context, "custom", None),
+    }
