@@ -1,6 +1,7 @@
 //! The control API's actions on functions.
 
 mod aliases;
+mod events;
 mod functions;
 mod input;
 mod settings;
@@ -57,6 +58,11 @@ pub(crate) fn act(service: &Arc<Service>, action: &str, input: &Input) -> Result
         "PutFunctionConcurrency" => act.put_concurrency(),
         "GetFunctionConcurrency" => act.get_concurrency(),
         "DeleteFunctionConcurrency" => act.delete_concurrency(),
+        "PutFunctionEventInvokeConfig" => act.put_event_config(false),
+        "UpdateFunctionEventInvokeConfig" => act.put_event_config(true),
+        "GetFunctionEventInvokeConfig" => act.get_event_config(),
+        "DeleteFunctionEventInvokeConfig" => act.delete_event_config(),
+        "ListFunctionEventInvokeConfigs" => act.list_event_configs(),
         "ListTags" => act.list_tags(),
         "TagResource" => act.tag(),
         "UntagResource" => act.untag(),

@@ -21,6 +21,8 @@ pub(crate) struct Given {
     pub(crate) client_context: Option<String>,
     pub(crate) trace: Option<String>,
     pub(crate) wants_tail: bool,
+    /// The request's id, where it has one already.
+    pub(crate) id: Option<String>,
 }
 
 /// What came of it.
@@ -86,7 +88,7 @@ impl Service {
             number: number.to_string(),
             revision: version.revision.clone(),
         };
-        let id = new_id();
+        let id = given.id.clone().unwrap_or_else(new_id);
         let failed = |body: Bytes| Invoked {
             id: id.clone(),
             number: number.clone(),

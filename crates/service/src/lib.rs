@@ -11,6 +11,7 @@
 pub mod api;
 mod assignment;
 mod control;
+mod events;
 mod host;
 mod hosts;
 mod invoke;

@@ -24,6 +24,9 @@ pub(crate) struct Function {
     pub(crate) versions: BTreeMap<u64, Version>,
     pub(crate) aliases: BTreeMap<String, Alias>,
     pub(crate) tags: BTreeMap<String, String>,
+    /// What becomes of events, by qualifier.
+    #[serde(default)]
+    pub(crate) event_configs: BTreeMap<String, EventConfig>,
     /// Of all versions together.
     pub(crate) reserved_concurrency: Option<u32>,
     /// The next number to be given: numbers are not given twice.
@@ -102,6 +105,29 @@ pub(crate) struct Alias {
     /// Of the other version: its share, between 0 and 1.
     pub(crate) weights: BTreeMap<u64, f64>,
     pub(crate) revision: String,
+}
+
+/// What becomes of invocations that nobody waits for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct EventConfig {
+    pub(crate) modified: DateTime<Utc>,
+    pub(crate) most_retries: u32,
+    pub(crate) most_age_seconds: u32,
+    pub(crate) on_success: Option<String>,
+    pub(crate) on_failure: Option<String>,
+}
+
+impl Default for EventConfig {
+    /// What Lambda does where nothing is set.
+    fn default() -> Self {
+        Self {
+            modified: DateTime::UNIX_EPOCH,
+            most_retries: 2,
+            most_age_seconds: 6 * 3600,
+            on_success: None,
+            on_failure: None,
+        }
+    }
 }
 
 /// A fresh id, as AWS's are: a random UUID.

@@ -25,6 +25,7 @@ use crate::sigv4::{Claim, Signed};
 
 /// A synchronous payload, and what asynchronous ones may have: 6 MB and 1 MB.
 const MOST_PAYLOAD: usize = 6 * 1024 * 1024;
+const MOST_EVENT: usize = 1024 * 1024;
 /// Any body.
 const MOST_BODY: usize = 70 << 20;
 /// Who calls without a key.
@@ -156,15 +157,23 @@ async fn invoke<'a>(
     if !payload.is_empty() && serde_json::from_slice::<serde::de::IgnoredAny>(&payload).is_err() {
         return Err(ApiError::invalid_content("Could not parse request body into json"));
     }
-    let target = service.target(&input.tenant, &named.name, named.qualifier.as_ref())?;
-    match header("x-amz-invocation-type") {
-        None | Some("RequestResponse") => {}
+    let kind = header("x-amz-invocation-type");
+    if kind == Some("Event") && payload.len() > MOST_EVENT {
+        return Err(ApiError::too_large(format!(
+            "{} byte payload is too large for the Event invocation type (limit {MOST_EVENT} bytes)",
+            payload.len()
+        )));
+    }
+    let target = service.target(&input.tenant, &named.name, named.qualifier.as_ref());
+    // What is accepted may be run later.
+    let target = if kind == Some("Event") && target.as_ref().is_err_and(|error| error.status() != 404) {
+        None
+    } else {
+        Some(target?)
+    };
+    match kind {
+        None | Some("RequestResponse" | "Event") => {}
         Some("DryRun") => return Ok(json(204, None)),
-        Some("Event") => {
-            return Err(ApiError::not_implemented(
-                "InvocationType Event: snowmelt has no asynchronous invocations yet",
-            ));
-        }
         Some(other) => {
             return Err(ApiError::invalid(format!(
                 "InvocationType {other:?}: expected RequestResponse, Event or DryRun"
@@ -176,6 +185,13 @@ async fn invoke<'a>(
         client_context: header("x-amz-client-context").map(decode_context).transpose()?,
         trace: header("x-amzn-trace-id").map(str::to_owned),
         wants_tail: header("x-amz-log-type").is_some_and(|kind| kind.eq_ignore_ascii_case("tail")),
+        id: None,
+    };
+    let Some(target) = target.filter(|_| kind != Some("Event")) else {
+        let id = service.enqueue(&input.tenant, &named, &given, 0).await?;
+        let mut answer = json(202, None);
+        set(&mut answer, "x-amzn-requestid", &id);
+        return Ok(answer);
     };
     let Invoked { id, number, body, error, tail } = service.invoke(target, given).await?;
     let mut answer = Response::new(Full::new(body));

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish};
+use crate::events::{self, Events};
 use crate::hosts::{self, Came, Host, Listener, Table};
 use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
@@ -58,6 +59,10 @@ pub struct ServiceOptions {
     pub burst: usize,
     /// For how long a sandbox may be idle.
     pub idle: Duration,
+    /// How long until a failed event is run again; the second time it waits twice as long.
+    pub retry_after: Duration,
+    /// The folder that records of events may be written to, if any may.
+    pub destinations: Option<PathBuf>,
 }
 
 /// A part of an answer.
@@ -83,6 +88,7 @@ struct Sandbox {
 pub struct Service {
     pub(crate) options: ServiceOptions,
     pub(crate) registry: Registry,
+    pub(crate) events: Events,
     pub(crate) assignment: Assignment,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
@@ -112,6 +118,7 @@ impl Service {
         std::fs::create_dir_all(&options.state)?;
         let registry = Registry::open(&options.folder.join("functions.redb"))?;
         let (journal, before) = Journal::open(&options.folder.join("sandboxes.log"))?;
+        let events = Events::open(&options.folder.join("events.redb"), options.retry_after)?;
         let machine = Machine {
             program: options.program.clone(),
             socket: socket.clone(),
@@ -125,6 +132,7 @@ impl Service {
         let service = Arc::new(Self {
             options,
             registry,
+            events,
             assignment: Assignment::default(),
             limits,
             logs,
@@ -137,6 +145,7 @@ impl Service {
         service.expect_hosts(before);
         hosts::listen(&socket, Arc::new(ServiceHandle(Arc::clone(&service))))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
+        tokio::spawn(events::dispatch(Arc::downgrade(&service)));
         for function in service.registry.all() {
             if function.latest.state == State::Pending || function.latest.last_update == Update::InProgress {
                 service.publish(&function);

@@ -34,6 +34,12 @@ pub(crate) struct ServiceArgs {
     /// New sandboxes of one function within ten seconds.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) burst: usize,
+    /// How long until a failed asynchronous invocation is run again; the second time it waits twice as long.
+    #[arg(long, value_name = "TIME", default_value = "1m", hide_short_help = true)]
+    pub(crate) retry_after: Age,
+    /// A folder that destinations of the form file://PATH may write to.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) destinations: Option<PathBuf>,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,

@@ -74,6 +74,8 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
         account_concurrency: args.concurrency,
         burst: args.burst,
         idle: args.idle.0,
+        retry_after: args.retry_after.0,
+        destinations: args.destinations.as_deref().map(absolute).transpose()?,
     })
 }
 

@@ -318,7 +318,7 @@ loose = connect(parameter_validation=False)
 strict, client = client, loose
 bad("Timeout", "1 to 900", Timeout=901)
 bad("MemorySize", "128 to 10240", MemorySize=64)
-bad("EphemeralStorage", EphemeralStorage={"Size": 10}) if False else bad("Size", EphemeralStorage={"Size": 10})
+bad("Size", EphemeralStorage={"Size": 10})
 bad("reserved keys", "AWS_REGION", Environment={"Variables": {"AWS_REGION": "x"}})
 bad("4096", Environment={"Variables": {"A1": "x" * 5000}})
 bad("Zip", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
@@ -406,3 +406,85 @@ else:
     wait_until("all is gone", || world.processes().is_empty());
     world.assert_nothing_left();
 }
+
+#[test]
+fn events_are_run_at_least_once_whatever_is_killed() {
+    let world = World::new();
+    let folder = world.path("records");
+    std::fs::create_dir(&folder).unwrap();
+    let options = ["--retry-after", "1s", "--destinations", folder.to_str().unwrap()];
+    let service = Service::start(&world, &options);
+    let prepare = format!("FOLDER = {:?}\n", folder.to_str().unwrap());
+    let script = |service: &Service, text: &str| service.script(&world, &format!("{prepare}{READ_RECORDS}{text}"));
+    script(
+        &service,
+        r#"
+create()
+create(name="next")
+arn = client.get_function_configuration(FunctionName="next")["FunctionArn"]
+set = lambda **more: client.put_function_event_invoke_config(FunctionName="hello", **more)
+refused("InvalidParameterValueException", lambda: set(DestinationConfig={"OnFailure": {"Destination": "file:///etc/passwd"}}), "--destinations")
+refused("InvalidParameterValueException", lambda: set(DestinationConfig={"OnFailure": {"Destination": arn + "x"}}))
+refused("ResourceNotFoundException", lambda: client.get_function_event_invoke_config(FunctionName="hello"))
+to = lambda name: {"Destination": f"file://{FOLDER}/{name}"}
+made = set(MaximumRetryAttempts=1, DestinationConfig={"OnFailure": to("failed"), "OnSuccess": to("done")})
+assert made["MaximumRetryAttempts"] == 1 and made["MaximumEventAgeInSeconds"] == 21600, made
+assert client.get_function_event_invoke_config(FunctionName="hello")["DestinationConfig"]["OnFailure"] == to("failed")
+assert len(client.list_function_event_invoke_configs(FunctionName="hello")["FunctionEventInvokeConfigs"]) == 1
+
+sent = client.invoke(FunctionName="hello", InvocationType="Event", Payload=b'{"n": 1}')
+assert sent["StatusCode"] == 202 and sent["Payload"].read() == b"", sent
+record = records("done", 1)[0]
+assert record["requestContext"]["requestId"] == sent["ResponseMetadata"]["RequestId"], record
+assert record["requestContext"]["condition"] == "Success" and record["requestPayload"] == {"n": 1}, record
+assert record["responsePayload"]["id"] == record["requestContext"]["requestId"], record
+
+client.invoke(FunctionName="hello", InvocationType="Event", Payload=b'{"do": "fail"}')
+record = records("failed", 1)[0]
+assert record["requestContext"]["condition"] == "RetriesExhausted" and record["requestContext"]["approximateInvokeCount"] == 2, record
+assert record["responseContext"]["functionError"] == "Unhandled" and record["responsePayload"]["errorType"] == "ValueError", record
+
+# Another function is told, whose own end is told.
+client.put_function_event_invoke_config(FunctionName="next", DestinationConfig={"OnSuccess": to("next")})
+client.update_function_event_invoke_config(FunctionName="hello", DestinationConfig={"OnSuccess": {"Destination": arn}})
+client.invoke(FunctionName="hello", InvocationType="Event", Payload=b'{"n": 2}')
+record = records("next", 1)[0]
+assert record["requestPayload"]["requestPayload"] == {"n": 2}, record
+refused("RequestTooLargeException", lambda: client.invoke(FunctionName="hello", InvocationType="Event", Payload=b'"' + b"x" * (1 << 20) + b'"'))
+refused("ResourceNotFoundException", lambda: client.invoke(FunctionName="nobody", InvocationType="Event"))
+
+# Accepted, and then the service is killed, with some of them running.
+client.update_function_event_invoke_config(FunctionName="hello", DestinationConfig={"OnSuccess": to("after")})
+for n in range(30):
+    client.invoke(FunctionName="hello", InvocationType="Event", Payload=json.dumps({"do": "sleep", "seconds": 0.2, "n": n}))
+"#,
+    );
+    let address = service.address().to_owned();
+    service.kill();
+    let service = Service::start_at(&world, &address, &options);
+    script(
+        &service,
+        r#"
+found = records("after", 30)
+assert {record["requestPayload"]["n"] for record in found} == set(range(30)), found
+client.delete_function_event_invoke_config(FunctionName="hello")
+"#,
+    );
+    service.stop();
+    wait_until("all is gone", || world.processes().is_empty());
+    world.assert_nothing_left();
+}
+
+/// Waits for records of so many different events in a file.
+const READ_RECORDS: &str = r#"
+def records(name, count):
+    for _ in range(600):
+        try:
+            found = [json.loads(line) for line in open(f"{FOLDER}/{name}") if line.endswith("\n")]
+        except FileNotFoundError:
+            found = []
+        if len({record["requestContext"]["requestId"] for record in found}) >= count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError((name, found))
+"#;

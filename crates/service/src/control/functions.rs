@@ -105,6 +105,7 @@ impl Act<'_> {
             versions: BTreeMap::new(),
             aliases: BTreeMap::new(),
             tags,
+            event_configs: BTreeMap::new(),
             reserved_concurrency: None,
             next_version: 1,
         };
