@@ -65,6 +65,9 @@ struct Sandbox {
 struct Kept {
     request: Request,
     user: u32,
+    /// Where its image was copied to, if it was: its agent does not know that.
+    #[serde(default)]
+    root: Option<String>,
 }
 
 impl Sandboxes {
@@ -124,11 +127,9 @@ impl Sandboxes {
         }
         let id = request.record.id.clone();
         let worker = ProcessId::own().ok_or_else(|| Error::invalid("the worker", "does not find itself in /proc"))?;
-        let mut kept = Kept { request, user };
+        let mut kept = Kept { request, user, root: None };
         kept.request.record.worker = Some(worker);
-        let path = self.state.directory(&id).join("worker.json");
-        let text = serde_json::to_vec(&kept).map_err(|source| Error::io("write", path.display(), source))?;
-        std::fs::write(&path, text).map_err(|source| Error::io("write", path.display(), source))?;
+        self.keep(&kept)?;
         let namespace = descriptors.pop();
         let mut table = self.table();
         let mut sandbox = Sandbox {
@@ -148,6 +149,16 @@ impl Sandboxes {
         let agent = self.spawn(&mut sandbox)?;
         table.insert(id, sandbox);
         Ok((agent, worker))
+    }
+
+    /// Writes down what a worker that is started again has to know. Renamed into place: it may be started at any moment.
+    fn keep(&self, kept: &Kept) -> Result<(), Error> {
+        let directory = self.state.directory(&kept.request.record.id);
+        let (path, draft) = (directory.join("worker.json"), directory.join("worker.json.draft"));
+        let written = serde_json::to_vec(kept).map_err(std::io::Error::from);
+        let written =
+            written.and_then(|text| std::fs::write(&draft, text)).and_then(|()| std::fs::rename(&draft, &path));
+        written.map_err(|source| Error::io("write", path.display(), source))
     }
 
     fn take_user(&self) -> Result<u32, Error> {
@@ -247,7 +258,7 @@ impl Sandboxes {
         self: &Arc<Self>,
         id: &str,
         peer: i32,
-        handed_over: HandedOver,
+        mut handed_over: HandedOver,
         mut descriptors: Vec<OwnedFd>,
         channel: &Arc<Channel>,
     ) -> Result<ProcessId, Error> {
@@ -273,6 +284,9 @@ impl Sandboxes {
         let mut table = self.table();
         if table.contains_key(id) {
             return Err(stranger());
+        }
+        if let Some(root) = &kept.root {
+            handed_over.record.root.clone_from(root);
         }
         let name = handed_over.record.clone();
         let sandbox = Sandbox {
@@ -374,6 +388,10 @@ impl Sandboxes {
         let Some(sandbox) = table.get_mut(id) else { return };
         if let Some((handed_over, _)) = &mut sandbox.handed_over {
             handed_over.record.root = store.root().into();
+        }
+        sandbox.kept.root = Some(store.root().into());
+        if let Err(error) = self.keep(&sandbox.kept) {
+            tracing::error!(sandbox = id, %error, "the next worker will not know at once where its image is");
         }
         match self.store(&sandbox.kept.request.config, store.root()) {
             Ok(store) => sandbox.store = Some(store),
