@@ -5,7 +5,7 @@ use std::process::Child;
 
 use serde_json::Value;
 
-use crate::worker::Worker;
+use crate::machine::Worker;
 use crate::world::{World, wait_until};
 
 /// A cache node, which ends with the test.
@@ -43,7 +43,7 @@ fn machine(world: &mut World, name: &str) -> Worker {
     let (state, cache) = (world.text(&format!("{name}-state")), world.text(&format!("{name}-cache")));
     world.set("SNOWMELT_STATE_DIR", state);
     world.set("SNOWMELT_CACHE_DIR", cache);
-    Worker::start(world, &["--admin", "127.0.0.1:0"])
+    Worker::start(world, &[])
 }
 
 /// Starts something on the newest machine; chunks from the zone, and from the origin.

@@ -15,6 +15,7 @@ mod damage;
 mod flattened;
 mod interruptions;
 mod keys_and_salts;
+mod machine;
 mod mistakes;
 mod object_storage;
 mod proxy;
