@@ -71,6 +71,12 @@ pub struct WorkerStatus {
     pub memory: [u64; 3],
     /// The same on disk.
     pub disk: [u64; 3],
+    /// Chunks that the disk did not take, since it was too slow, full or broken.
+    #[serde(default)]
+    pub unkept: u64,
+    /// Copies on disk that were damaged, and were dropped.
+    #[serde(default)]
+    pub damaged: u64,
     /// Requests for chunks that memory and disk answered, and that they could not.
     pub hits_and_misses: [u64; 3],
     /// Chunks that are being fetched.
@@ -269,6 +275,8 @@ impl Serving {
             replaced_agents,
             memory: [cached.memory_chunks, cached.memory_bytes, self.l1.options().memory_bytes],
             disk: [cached.disk_chunks, cached.disk_bytes, disk_budget],
+            unkept: cached.unkept,
+            damaged: cached.damaged,
             hits_and_misses: [cached.memory_hits, cached.disk_hits, cached.misses],
             flights: fetched.flights,
             joined: fetched.joined,

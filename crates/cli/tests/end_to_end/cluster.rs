@@ -99,3 +99,26 @@ fn what_one_worker_fetched_the_others_have_from_the_zone_also_without_a_node() {
         worker.stop();
     }
 }
+
+/// So that the pass on a cluster is one.
+#[test]
+fn where_tests_run_on_a_cluster_their_worlds_are_in_it() {
+    if crate::stores::cache_nodes().is_none() {
+        return;
+    }
+    let world = World::with_small();
+    let figures = || {
+        let run = world.snowmelt(["--json", "run", "small", "--stats", "md5sum", "/data/pattern"]).success();
+        let figures: Value = serde_json::from_str(&run.stderr).unwrap();
+        ["zone", "origin"].map(|tier| figures[tier]["chunks"].as_u64().unwrap())
+    };
+    let [zone, origin] = figures();
+    assert!(zone == 0 && origin > 0, "{zone} {origin}");
+    assert!(world.worker_process().is_some() && world.worker_status()["memory"][0].as_u64() > Some(0));
+    wait_until("the zone has them", || {
+        world.forget_chunks();
+        let [zone, origin] = figures();
+        zone > 0 && origin == 0
+    });
+    world.assert_nothing_left();
+}

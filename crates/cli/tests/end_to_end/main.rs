@@ -26,4 +26,5 @@ mod stores;
 mod terminal;
 mod tree;
 mod worker;
+mod worker_faults;
 mod world;
