@@ -314,10 +314,19 @@ fn is_gone(channel: &Channel) -> bool {
     poll(&mut events, Some(&now)).is_ok_and(|count| count > 0)
 }
 
-/// Kills what runs on a sandbox's image. First the runtime, so that it starts nothing more; then what it has started.
+/// Kills what runs on a sandbox's image. First the runtime, so that it starts nothing more; then what it has started. Which process is
+/// the runtime, an agent says, and may say of any: only one that was started for this very container is killed.
 pub(crate) fn kill_container(record: &Record, runtime: Option<ProcessId>) {
-    if let Some(process) = runtime {
-        process.kill(KILL_PATIENCE);
+    match runtime {
+        Some(process) if process.has_argument(&record.container()) => drop(process.kill(KILL_PATIENCE)),
+        Some(process) if process.is_alive() => {
+            tracing::error!(
+                sandbox = record.id,
+                process = process.pid,
+                "its agent takes a stranger for its container's runtime"
+            );
+        }
+        _ => {}
     }
     if let Some(Err(error)) = record.runtime.as_ref().map(|runtime: &Runtime| runtime.delete(&record.container())) {
         tracing::error!(sandbox = record.id, %error, "the container was not removed");
