@@ -13,6 +13,8 @@ mod buffers;
 mod disk;
 mod error;
 mod fetcher;
+#[doc(hidden)]
+pub mod fuzz;
 mod l1;
 mod stats;
 mod tiers;

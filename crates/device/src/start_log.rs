@@ -10,6 +10,8 @@
 mod merge;
 mod text;
 
+pub(crate) use text::HEADER;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::num::NonZeroU64;

@@ -103,12 +103,12 @@ fn table(status: &WorkerStatus) -> String {
     let asked = memory_hits + disk_hits + misses;
     let share = |part: u64| if asked == 0 { 0.0 } else { part as f64 * 100.0 / asked as f64 };
     let [limit, running, waiting] = status.starts;
-    let mut disk = if status.disk[2] == 0 { "none".into() } else { kept(status.disk) };
-    for (count, what) in [(status.unkept, "not taken"), (status.damaged, "found damaged")] {
-        if count > 0 {
-            disk += &format!("; {} {what}", output::count(count, "chunk"));
-        }
-    }
+    let trouble = [(status.unkept, "not taken"), (status.damaged, "found damaged")];
+    let trouble = trouble.iter().filter(|(count, _)| *count > 0);
+    let disk = trouble
+        .fold(if status.disk[2] == 0 { "none".into() } else { kept(status.disk) }, |text, (count, what)| {
+            format!("{text}; {} {what}", output::count(*count, "chunk"))
+        });
     let rows = [
         ("process", format!("{}, version {}", status.process, status.version)),
         ("sandboxes", format!("{}, {} agents replaced", status.sandboxes, status.replaced_agents)),

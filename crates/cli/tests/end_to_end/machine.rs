@@ -24,7 +24,7 @@ impl Worker {
     /// One that the test is about: from now on the world starts none by itself.
     #[track_caller]
     pub fn start(world: &World, options: &[&str]) -> Self {
-        world.machine().end(Machine::WithoutWorker);
+        world.machine().end(Machine::Without);
         Self::launch(world, &[], options)
     }
 
@@ -79,18 +79,18 @@ impl Drop for Worker {
 /// What a world has of a worker, but for those that its test starts.
 pub enum Machine {
     /// None so far: the next command that starts a sandbox starts one.
-    StartsWorker,
+    Due,
     /// This one, and what was different in the environment that it was started in.
-    HasWorker(Worker, Vec<(String, Option<String>)>),
+    Has(Worker, Vec<(String, Option<String>)>),
     /// None.
-    WithoutWorker,
+    Without,
 }
 
 impl Machine {
     /// Ends the worker that it has, in order.
     #[track_caller]
     fn end(&mut self, then: Self) {
-        if let Self::HasWorker(worker, _) = std::mem::replace(self, then) {
+        if let Self::Has(worker, _) = std::mem::replace(self, then) {
             worker.stop();
         }
     }
@@ -113,7 +113,7 @@ impl World {
 
     /// The same world in which no worker is started but by the test, which is about that.
     pub fn without_worker(self) -> Self {
-        self.machine().end(Machine::WithoutWorker);
+        self.machine().end(Machine::Without);
         self
     }
 
@@ -125,17 +125,17 @@ impl World {
         }
         let mut machine = self.machine();
         match &*machine {
-            Machine::WithoutWorker => return,
-            Machine::HasWorker(_, of_worker) if *of_worker == owned(changes) => return,
-            _ => machine.end(Machine::StartsWorker),
+            Machine::Without => return,
+            Machine::Has(_, of_worker) if *of_worker == owned(changes) => return,
+            _ => machine.end(Machine::Due),
         }
-        *machine = Machine::HasWorker(Worker::launch(self, changes, &[]), owned(changes));
+        *machine = Machine::Has(Worker::launch(self, changes, &[]), owned(changes));
     }
 
     /// The worker's process, where the world has started one.
     pub fn worker_process(&self) -> Option<i32> {
         match &*self.machine() {
-            Machine::HasWorker(worker, _) => Some(worker.process.id().cast_signed()),
+            Machine::Has(worker, _) => Some(worker.process.id().cast_signed()),
             _ => None,
         }
     }
@@ -144,16 +144,16 @@ impl World {
     #[track_caller]
     pub fn end_worker(&self) {
         let mut machine = self.machine();
-        if matches!(*machine, Machine::HasWorker(..)) {
-            machine.end(Machine::StartsWorker);
+        if matches!(*machine, Machine::Has(..)) {
+            machine.end(Machine::Due);
         }
     }
 
     /// Kills it.
     pub fn kill_worker(&self) {
         let mut machine = self.machine();
-        if matches!(*machine, Machine::HasWorker(..))
-            && let Machine::HasWorker(worker, _) = std::mem::replace(&mut *machine, Machine::StartsWorker)
+        if matches!(*machine, Machine::Has(..))
+            && let Machine::Has(worker, _) = std::mem::replace(&mut *machine, Machine::Due)
         {
             worker.kill();
         }
@@ -167,7 +167,7 @@ impl World {
         let folder = if had_worker { "cache/worker" } else { "cache/chunks" };
         std::fs::remove_dir_all(self.path(folder)).unwrap();
         if had_worker {
-            *self.machine() = Machine::HasWorker(Worker::launch(self, &[], &[]), Vec::new());
+            *self.machine() = Machine::Has(Worker::launch(self, &[], &[]), Vec::new());
         }
     }
 

@@ -104,10 +104,10 @@ impl World {
         );
         let directory = tempfile::Builder::new().prefix("snowmelt-test-").tempdir().unwrap();
         let mut variables = servers.map(Servers::variables).unwrap_or_default();
-        let mut machine = Machine::WithoutWorker;
+        let mut machine = Machine::Without;
         if let Some(nodes) = stores::cache_nodes() {
             variables.push(("SNOWMELT_CACHE_NODES".into(), nodes));
-            machine = Machine::StartsWorker;
+            machine = Machine::Due;
         }
         let world = Self { directory, variables, servers, machine: Mutex::new(machine) };
         std::fs::write(world.path("config.toml"), "").unwrap();

@@ -2,7 +2,6 @@
 use proptest::prelude::*;
 
 use super::merge::{FIRST_WEIGHT, GONE_AFTER, MOST_WEIGHT};
-use super::text::HEADER;
 use super::*;
 
 fn ranges() -> impl Strategy<Value = Range<u64>> {
@@ -241,8 +240,7 @@ fn hostile_logs_are_merged_in_no_more_room_than_they_take() {
     let lines = |chunks: u64, each: u64, line: &dyn Fn(u64) -> String| {
         let mut text = format!("{HEADER}\nstarts 3\n");
         for chunk in 0..chunks {
-            text += &format!("chunk {chunk} 2\n");
-            (0..each).for_each(|at| text += &line(at));
+            text.extend([format!("chunk {chunk} 2\n")].into_iter().chain((0..each).map(line)));
         }
         StartLog::decode(&text).unwrap()
     };

@@ -16,7 +16,7 @@ use std::ops::Range;
 use super::merge::MOST_WEIGHT;
 use super::{FileRead, LoggedChunk, StartLog, Vain};
 
-pub(super) const HEADER: &str = "snowmelt start log 2";
+pub(crate) const HEADER: &str = "snowmelt start log 2";
 /// A log of more lines than this is not ours.
 const MOST_LINES: usize = 100_000;
 
