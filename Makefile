@@ -35,15 +35,15 @@ test: setup lint test-images ## everything: installs what is missing, then lint,
 	$(CARGO) build --locked --workspace --bins --examples
 	scripts/test-servers run -- $(MAKE) --no-print-directory test-beside-servers
 
-# Every test, and then those of the binary once more, with stores on S3 and keys in KMS.
+# Every test, and then those of the binary once more on a cluster: stores on S3, keys in KMS, a zone of five nodes, a worker on every machine.
 test-beside-servers:
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -ex; $(CARGO) nextest run --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) nextest run --locked --workspace --test end_to_end; \
+		SNOWMELT_TEST_STORE=cluster scripts/cluster nodes -- $(CARGO) nextest run --locked --workspace --test end_to_end; \
 		$(CARGO) test --locked --workspace --doc --quiet; \
 	else \
 		set -ex; $(CARGO) test --locked --workspace; \
-		SNOWMELT_TEST_STORE=s3 $(CARGO) test --locked --workspace --test end_to_end; \
+		SNOWMELT_TEST_STORE=cluster scripts/cluster nodes -- $(CARGO) test --locked --workspace --test end_to_end; \
 	fi
 
 test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)

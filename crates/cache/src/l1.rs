@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use snowmelt_chunk::ChunkId;
@@ -31,6 +32,8 @@ use crate::{ChunkName, Error, Tier};
 
 /// Chunks that wait to be written to the disk: 32 MiB. What comes when it is full is in memory only.
 const QUEUE: usize = 64;
+/// How often it is said at most that the disk takes no chunk.
+const BETWEEN_WARNINGS: Duration = Duration::from_mins(1);
 
 /// What a worker may use.
 #[derive(Clone, Debug)]
@@ -97,15 +100,14 @@ impl L1 {
         let counters = Counters::default();
         let writer = disk.clone().map(|disk| {
             let unkept = Arc::clone(&counters.unkept);
-            let mut is_failing = false;
-            let write = move |(id, bytes): (ChunkId, Bytes)| match disk.put(&id, &bytes) {
-                Ok(()) => is_failing = false,
-                Err(error) => {
-                    unkept.fetch_add(1, Ordering::Relaxed);
-                    // Once, not for each chunk: a full disk stays full for a while.
-                    if !std::mem::replace(&mut is_failing, true) {
-                        tracing::warn!(%error, "chunks are not kept on disk");
-                    }
+            let mut warned: Option<Instant> = None;
+            let write = move |(id, bytes): (ChunkId, Bytes)| {
+                let Err(error) = disk.put(&id, &bytes) else { return };
+                unkept.fetch_add(1, Ordering::Relaxed);
+                // Not for each chunk: a full disk stays full for a while, and has room for a small one now and then.
+                if warned.is_none_or(|at| at.elapsed() >= BETWEEN_WARNINGS) {
+                    warned = Some(Instant::now());
+                    tracing::warn!(%error, "chunks are not kept on disk");
                 }
             };
             Background::start(threads, "l1-write", QUEUE, write)

@@ -12,6 +12,8 @@ mod buffers;
 mod disk;
 mod error;
 mod fetcher;
+#[doc(hidden)]
+pub mod fuzz;
 mod l1;
 #[cfg(test)]
 mod simulation;

@@ -1,7 +1,7 @@
 //! The socket between sandboxes and their worker: who asks for a chunk gets a descriptor to read it from.
 
 mod client;
-mod protocol;
+pub(crate) mod protocol;
 mod server;
 
 pub use client::WorkerClient;

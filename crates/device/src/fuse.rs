@@ -27,7 +27,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 pub use handover::{Handover, SessionState, resume};
-pub use protocol::parses;
+pub(crate) use protocol::fuzz as fuzz_request;
 
 use crate::{Device, Error};
 use file::{DeviceFile, FILE_NAME};

@@ -29,6 +29,8 @@ mod device;
 mod error;
 mod file_handle;
 pub mod fuse;
+#[doc(hidden)]
+pub mod fuzz;
 mod handover;
 mod image_chunks;
 mod loader;

@@ -10,6 +10,8 @@
 mod merge;
 mod text;
 
+pub(crate) use text::HEADER;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -154,6 +156,17 @@ impl StartLog {
             }
         }
         Ok(())
+    }
+
+    /// What a replay does before it asks the kernel. For fuzzing.
+    pub(crate) fn fuzz_replay(&self) {
+        let mut left = MOST_REPLAYED_BYTES;
+        for range in joined(self.chunks.iter().flat_map(|chunk| chunk.metadata.iter().cloned()).collect(), GAP) {
+            take(&range, &mut left);
+        }
+        for FileRead { range, .. } in self.file_reads() {
+            take(&range, &mut left);
+        }
     }
 
     /// All that was read of files, neighbours joined also where they lie in two chunks.

@@ -124,7 +124,7 @@ fn a_read_joins_what_is_fetched_in_the_background() {
     let stats = bench.device.stats();
     assert_eq!((stats.in_background, stats.prefetched), (1, 0));
     let of = |tier| stats.loads.iter().find(|(of, _)| *of == tier).unwrap().1;
-    assert_eq!((of(Tier::Origin), of(Tier::Memory)), (1, 1), "from afar once, and then from near");
+    assert_eq!((of(Tier::Zone), of(Tier::Memory)), (1, 1), "from afar once, and then from near");
 }
 
 #[test]

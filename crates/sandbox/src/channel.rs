@@ -45,7 +45,6 @@ impl Channel {
     }
 
     /// Two ends.
-    #[cfg(test)]
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self(a), Self(b)))
@@ -70,13 +69,18 @@ impl Channel {
             None
         };
         let all: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).chain(descriptors.iter().copied()).collect();
+        self.send_bytes(&bytes, &all)
+    }
+
+    /// Sends anything.
+    pub(crate) fn send_bytes(&self, bytes: &[u8], all: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !all.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&all)) {
+        if !all.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(all)) {
             return Err(io::Error::other("too many descriptors for one message"));
         }
         loop {
-            match sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            match sendmsg(&self.0, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}
                 sent => return sent.map(drop).map_err(Into::into),
             }

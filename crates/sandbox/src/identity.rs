@@ -1,10 +1,13 @@
 //! Processes named so that a reused number is not taken for the old one: number and start time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+/// How long a program may take to become what it was started as.
+const EXEC_PATIENCE: Duration = Duration::from_millis(100);
 
 /// One process of this machine since it booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,26 @@ impl ProcessId {
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
         u32::try_from(self.pid).ok().and_then(Self::of) == Some(*self)
+    }
+
+    /// Whether it runs, and was started with this argument.
+    pub(crate) fn has_argument(&self, argument: &str) -> bool {
+        let deadline = Instant::now() + EXEC_PATIENCE;
+        loop {
+            let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+            // The number may have been another's when it was read.
+            if !self.is_alive() {
+                return false;
+            }
+            if line.split(|byte| *byte == 0).any(|found| found == argument.as_bytes()) {
+                return true;
+            }
+            // Who started it goes on before its arguments are seen.
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Kills it and waits until it has ended, at most `patience`. True if it has.
@@ -95,6 +118,20 @@ mod tests {
         assert!(id.kill(Duration::from_mins(1)));
         assert!(!id.is_alive(), "a zombie is not alive");
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_arguments() {
+        let mut shell = std::process::Command::new("sh");
+        let waits = shell.args(["-c", "read line; exit", "snowmelt-0123"]).stdin(std::process::Stdio::piped());
+        let mut child = waits.spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        assert!(id.has_argument("snowmelt-0123"));
+        assert!(!id.has_argument("snowmelt-012") && !id.has_argument("0123"));
+        assert!(!ProcessId { start_ticks: id.start_ticks + 1, ..id }.has_argument("snowmelt-0123"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!id.has_argument("snowmelt-0123"));
     }
 
     #[test]

@@ -27,6 +27,8 @@ mod agent_process;
 mod cgroups;
 mod channel;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod mounts;
 mod oci;

@@ -74,6 +74,12 @@ pub struct WorkerStatus {
     pub memory: [u64; 3],
     /// The same on disk.
     pub disk: [u64; 3],
+    /// Chunks that the disk did not take, since it was too slow, full or broken.
+    #[serde(default)]
+    pub unkept: u64,
+    /// Copies on disk that were damaged, and were dropped.
+    #[serde(default)]
+    pub damaged: u64,
     /// Requests for chunks that memory and disk answered, and that they could not.
     pub hits_and_misses: [u64; 3],
     /// Chunks that are being fetched.
@@ -272,6 +278,8 @@ impl Serving {
             replaced_agents,
             memory: [cached.memory_chunks, cached.memory_bytes, self.l1.options().memory_bytes],
             disk: [cached.disk_chunks, cached.disk_bytes, disk_budget],
+            unkept: cached.unkept,
+            damaged: cached.damaged,
             hits_and_misses: [cached.memory_hits, cached.disk_hits, cached.misses],
             flights: fetched.flights,
             joined: fetched.joined,
@@ -309,10 +317,19 @@ fn is_gone(channel: &Channel) -> bool {
     poll(&mut events, Some(&now)).is_ok_and(|count| count > 0)
 }
 
-/// Kills what runs on a sandbox's image. First the runtime, so that it starts nothing more; then what it has started.
+/// Kills what runs on a sandbox's image. First the runtime, so that it starts nothing more; then what it has started. Which process is
+/// the runtime, an agent says, and may say of any: only one that was started for this very container is killed.
 pub(crate) fn kill_container(record: &Record, runtime: Option<ProcessId>) {
-    if let Some(process) = runtime {
-        process.kill(KILL_PATIENCE);
+    match runtime {
+        Some(process) if process.has_argument(&record.container()) => drop(process.kill(KILL_PATIENCE)),
+        Some(process) if process.is_alive() => {
+            tracing::error!(
+                sandbox = record.id,
+                process = process.pid,
+                "its agent takes a stranger for its container's runtime"
+            );
+        }
+        _ => {}
     }
     if let Some(Err(error)) = record.runtime.as_ref().map(|runtime: &Runtime| runtime.delete(&record.container())) {
         tracing::error!(sandbox = record.id, %error, "the container was not removed");

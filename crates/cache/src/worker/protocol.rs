@@ -36,7 +36,7 @@ const MOST_CHUNK_BYTES: u32 = 16 << 20;
 
 /// What a sandbox asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// A descriptor of the chunk.
     Get(ChunkName, Priority),
     /// That the chunk be on this machine.
@@ -48,7 +48,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let one = |kind: u8, chunk: &ChunkName, priority: Priority| {
             let mut bytes = vec![kind, chunk.suite.code(), priority as u8, 0];
             bytes.extend_from_slice(&chunk.stored_length.to_le_bytes());
@@ -70,7 +70,7 @@ impl Request {
         }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<4>()?;
         if head[0] == 4 {
             let (chunks, rest) = rest.as_chunks::<36>();
@@ -103,7 +103,7 @@ fn listed(bytes: &[u8; 36]) -> (ChunkId, u32) {
 
 /// What the worker says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// Here it is, or it is here.
     Here(Tier),
     /// This tier is asked; the answer follows.
@@ -119,7 +119,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let text = |status: u8, reason: &str| {
             let mut bytes = vec![status, 0];
             let most = (MOST_ANSWER - bytes.len()).min(reason.len());
@@ -136,7 +136,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<2>()?;
         let text = || String::from_utf8_lossy(rest).into_owned();
         let tier = Tier::ALL.get(usize::from(head[1])).copied();

@@ -103,7 +103,12 @@ fn table(status: &WorkerStatus) -> String {
     let asked = memory_hits + disk_hits + misses;
     let share = |part: u64| if asked == 0 { 0.0 } else { part as f64 * 100.0 / asked as f64 };
     let [limit, running, waiting] = status.starts;
-    let disk = if status.disk[2] == 0 { "none".into() } else { kept(status.disk) };
+    let trouble = [(status.unkept, "not taken"), (status.damaged, "found damaged")];
+    let trouble = trouble.iter().filter(|(count, _)| *count > 0);
+    let disk = trouble
+        .fold(if status.disk[2] == 0 { "none".into() } else { kept(status.disk) }, |text, (count, what)| {
+            format!("{text}; {} {what}", output::count(*count, "chunk"))
+        });
     let rows = [
         ("process", format!("{}, version {}", status.process, status.version)),
         ("sandboxes", format!("{}, {} agents replaced", status.sandboxes, status.replaced_agents)),
@@ -139,7 +144,9 @@ mod tests {
             sandboxes: 2,
             replaced_agents: 1,
             memory: [3, 3 << 19, 1 << 30],
-            disk: [0, 0, 0],
+            disk: [2, 4 << 20, 1 << 30],
+            unkept: 7,
+            damaged: 0,
             hits_and_misses: [6, 0, 2],
             flights: 0,
             joined: 5,
@@ -149,6 +156,7 @@ mod tests {
         };
         let text = table(&status);
         assert!(text.contains("memory     3 chunks, 1.5 MiB of 1.0 GiB"), "{text}");
+        assert!(text.contains("2 chunks, 4.0 MiB of 1.0 GiB; 7 chunks not taken\n"), "{text}");
         assert!(text.contains("75.0 % in memory, 0.0 % on disk, 25.0 % not here"), "{text}");
         assert!(text.contains("starts     1 of 16 at once, 0 waiting, 0 refused"), "{text}");
     }

@@ -131,8 +131,10 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_disk_means_memory_only() {
-    let disk = Small::new("size=4m");
+fn a_full_disk_means_memory_only_until_there_is_room() {
+    let disk = Small::new("size=36m");
+    let filler = disk.0.path().join("filler");
+    std::fs::write(&filler, vec![0xee; 32 << 20]).unwrap();
     let node = Process::start("127.0.0.1:0", &["--disk", disk.text(), "--disk-size", "64MiB"]);
     let (client, _follower) = client(&[&node]);
     for seed in 0..60 {
@@ -146,6 +148,14 @@ fn a_full_disk_means_memory_only() {
     let log = node.log();
     assert_eq!(log.matches("kept in memory only").count(), 1, "{log}");
     assert!(log.contains("has room for"), "what does not fit is said when it starts: {log}");
+    let before = node.metric("snowmelt_node_disk_shards");
+    std::fs::remove_file(filler).unwrap();
+    let next = AtomicU64::new(60);
+    until("shards are kept on disk again", || {
+        let (id, content) = chunk(next.fetch_add(1, Ordering::Relaxed), CHUNK);
+        assert_eq!(client.write(&id, &content, None), 5);
+        node.metric("snowmelt_node_disk_writable") == 1 && node.metric("snowmelt_node_disk_shards") > before
+    });
 }
 
 #[test]

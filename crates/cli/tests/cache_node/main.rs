@@ -8,5 +8,6 @@ mod etcd_server;
 mod faults;
 mod load;
 mod mistakes;
+mod names;
 mod node;
 mod serving;

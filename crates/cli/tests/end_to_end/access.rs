@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::stores::this_test;
 use crate::world::{World, read_until, test_image, wait, wait_until, walk};
 
 /// A command whose words are always the same, and what it reads is not.
@@ -26,11 +27,16 @@ impl World {
     /// Chunks in the cache on this machine.
     fn cached_chunks(&self) -> u64 {
         let mut count = 0;
-        walk(&self.path("cache/chunks"), &mut |path| {
+        walk(&self.path("cache"), &mut |path| {
             count += u64::from(path.file_name().is_some_and(|name| name.len() == 64));
         });
         count
     }
+}
+
+/// Chunks that were not on this machine.
+fn fetched(figures: &Value) -> u64 {
+    number(figures, "/zone/chunks") + number(figures, "/origin/chunks")
 }
 
 fn number(figures: &Value, pointer: &str) -> u64 {
@@ -114,7 +120,7 @@ fn ways_of_loading() {
     let chunks = number(&world.json(&["inspect", "small"]), "/chunks");
     // Some of its chunks are the same.
     let different = world.chunk_files().len() as u64;
-    let forget = || std::fs::remove_dir_all(world.path("cache/chunks")).unwrap();
+    let forget = || world.forget_chunks();
     let command = ["md5sum", "/etc/greeting"];
     let prefetched = |figures: &Value| {
         (number(figures, "/prefetched_chunks") > 0, number(figures, "/background_chunks"), figures["load"].clone())
@@ -127,16 +133,17 @@ fn ways_of_loading() {
     forget();
     let on_demand = world.figures(&["--load", "on-demand"], &[], &command);
     assert_eq!(prefetched(&on_demand), (false, 0, "on-demand".into()));
-    assert_eq!(number(&on_demand, "/origin/chunks"), number(&on_demand, "/touched_chunks"));
+    assert_eq!(fetched(&on_demand), number(&on_demand, "/touched_chunks"));
 
     forget();
     let all = world.figures(&["--load", "all"], &[], &command);
-    assert_eq!(world.cached_chunks(), different);
-    assert_eq!(number(&all, "/background_chunks"), number(&all, "/origin/chunks"));
-    assert!((different..=chunks).contains(&number(&all, "/origin/chunks")), "{all}");
+    // A worker puts them on the disk in the background.
+    wait_until("all of it is here", || world.cached_chunks() == different);
+    assert_eq!(number(&all, "/background_chunks"), fetched(&all));
+    assert!((different..=chunks).contains(&fetched(&all)), "{all}");
     assert_eq!(number(&all, "/touched_chunks"), touched);
     let again = world.figures(&["--load", "all"], &[], &command);
-    assert_eq!(number(&again, "/origin/chunks"), 0, "it is all here");
+    assert_eq!(fetched(&again), 0, "it is all here");
 
     forget();
     let arguments = ["--load", "background", "run", "-i", "small", "sh", "-c", "echo ready; read line"];
@@ -160,10 +167,11 @@ fn what_cannot_be_loaded_or_shown_is_said() {
         world.snowmelt(["images"]).failure(1, words);
     }
     std::fs::write(world.path("config.toml"), "").unwrap();
-    let small_cache = ["--cache-size", "1MiB", "--load", "all", "run", "small", "true"];
-    world.snowmelt(small_cache).failure(125, &["small:latest", "cache_size", "1 MiB"]);
-    let small_cache = ["--cache-size", "1MiB", "--load", "background", "run", "small", "true"];
-    let warned = world.snowmelt(small_cache).success();
+    crate::stores::assert_is_partly_on_cluster(this_test!());
+    let small_cache = ["--use-worker", "never", "--cache-size", "1MiB", "--load"];
+    let with = |mode: &str| world.snowmelt([&small_cache[..], &[mode, "run", "small", "true"]].concat());
+    with("all").failure(125, &["small:latest", "cache_size", "1 MiB"]);
+    let warned = with("background").success();
     assert!(warned.stderr.contains("cache_size"), "{}", warned.stderr);
     world.snowmelt(["inspect", "small", "--picture", "x.bmp"]).failure(1, &["x.bmp", ".svg"]);
     world.snowmelt(["inspect", "small", "--command", "no", "--such"]).failure(1, &["small", "run it once"]);

@@ -5,7 +5,7 @@ use std::process::Child;
 
 use serde_json::Value;
 
-use crate::worker::Worker;
+use crate::machine::Worker;
 use crate::world::{World, wait_until};
 
 /// A cache node, which ends with the test.
@@ -43,7 +43,7 @@ fn machine(world: &mut World, name: &str) -> Worker {
     let (state, cache) = (world.text(&format!("{name}-state")), world.text(&format!("{name}-cache")));
     world.set("SNOWMELT_STATE_DIR", state);
     world.set("SNOWMELT_CACHE_DIR", cache);
-    Worker::start(world, &["--admin", "127.0.0.1:0"])
+    Worker::start(world, &[])
 }
 
 /// Starts something on the newest machine; chunks from the zone, and from the origin.
@@ -98,4 +98,27 @@ fn what_one_worker_fetched_the_others_have_from_the_zone_also_without_a_node() {
     for worker in [first, second, third] {
         worker.stop();
     }
+}
+
+/// So that the pass on a cluster is one.
+#[test]
+fn where_tests_run_on_a_cluster_their_worlds_are_in_it() {
+    if crate::stores::cache_nodes().is_none() {
+        return;
+    }
+    let world = World::with_small();
+    let figures = || {
+        let run = world.snowmelt(["--json", "run", "small", "--stats", "md5sum", "/data/pattern"]).success();
+        let figures: Value = serde_json::from_str(&run.stderr).unwrap();
+        ["zone", "origin"].map(|tier| figures[tier]["chunks"].as_u64().unwrap())
+    };
+    let [zone, origin] = figures();
+    assert!(zone == 0 && origin > 0, "{zone} {origin}");
+    assert!(world.worker_process().is_some() && world.worker_status()["memory"][0].as_u64() > Some(0));
+    wait_until("the zone has them", || {
+        world.forget_chunks();
+        let [zone, origin] = figures();
+        zone > 0 && origin == 0
+    });
+    world.assert_nothing_left();
 }

@@ -81,7 +81,7 @@ fn a_sandbox_in_use_keeps_its_root_and_survives_its_migration() {
     });
     world.snowmelt(["gc", "expire", "main", "--now"]).success();
     world.snowmelt(["gc", "delete", "main", "--now"]).success();
-    std::fs::remove_dir_all(world.path("cache/chunks")).unwrap();
+    world.forget_chunks();
     let read = std::process::Command::new("tar").arg("-cf").arg("/dev/null").arg(&directory).output().unwrap();
     assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
     world.unmount(&directory);

@@ -298,7 +298,8 @@ fn starts_are_remembered_by_command() {
     let served = world.servers().is_none().then(|| crate::damage::serve(&world.path("store")));
     let cache = world.text("other-cache");
     let url = served.as_ref().map_or(world.store_url("store"), |(_, address)| format!("http://{address}/"));
-    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache];
+    let state = world.text("other-state");
+    let elsewhere = ["--store", &url, "--allow-http", "--cache-dir", &cache, "--state-dir", &state];
     let known = figures(&elsewhere, &["md5sum", "/data/pattern"]);
     assert!(number(&known, "prefetched_chunks") > 0, "{known}");
     assert_eq!(known["touched_chunks"], first["touched_chunks"]);
@@ -326,7 +327,7 @@ fn a_small_state_directory_is_no_bound_for_what_is_written() {
     let write = "dd if=/dev/zero of=/big bs=1M count=64 2>/dev/null && sync && md5sum < /big";
     let written = world.run(&[], &["sh", "-c", write]).success();
     assert_eq!(written.stdout(), "7f614da9329cd3aebf59b91aadc30bf0  -\n");
-    crate::world::wait_until("the sandbox is gone", || world.processes().is_empty());
+    world.wait_for_the_last_process();
     tool("umount", &[state.to_str().unwrap()]);
 }
 

@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::proxy::Proxy;
+use crate::stores::this_test;
 use crate::world::{World, test_image, wait_until, walk};
 
 /// Flips a byte in the middle of a file.
@@ -26,9 +27,11 @@ const READ_MANY: &str = "cat /odd/many/* > /dev/null";
 
 /// The stored chunks that starting a container does not fetch, not even ahead of need; [`READ_MANY`] needs some of them.
 fn chunks_of_no_start(world: &World) -> Vec<PathBuf> {
-    let cache = world.path("cache");
     world.run(&[], &["true"]).success();
+    // All of them are on the disk then.
+    world.end_worker();
     let chunk_id = |path: &Path| path.file_name().unwrap().to_owned();
+    let cache = world.path("cache");
     let fetched: Vec<_> = cached(&cache).iter().map(|path| chunk_id(path)).collect();
     std::fs::remove_dir_all(&cache).unwrap();
     let others: Vec<_> = world.chunk_files().into_iter().filter(|path| !fetched.contains(&chunk_id(path))).collect();
@@ -100,8 +103,9 @@ fn a_missing_chunk_is_an_io_error_and_is_named() {
 
 #[test]
 fn a_damaged_cache_heals_from_the_store() {
-    let world = World::with_small();
+    let world = World::with_small().without_zone(this_test!());
     let expected = world.run(&[], &["cat", "/data/pattern"]).success().stdout;
+    world.end_worker();
     let mut damaged = 0;
     walk(&world.path("cache"), &mut |path| {
         if path.metadata().unwrap().len() > 4096 {
@@ -209,16 +213,16 @@ fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
     let world = World::with_small();
     let served = serve_store(&world);
     let (proxy, options) = (&served.proxy, served.options());
-    let remote = |world: &World, command: &[&str]| {
-        let arguments = [&options[..], &["run", "small", "--"], command].concat();
+    let remote = |image: &str, command: &[&str]| {
+        let arguments = [&options[..], &["run", image, "--"], command].concat();
         world.command(arguments).spawn().unwrap()
     };
-    let greeting = crate::world::finish(remote(&world, &["cat", "/etc/greeting"])).success();
+    let greeting = crate::world::finish(remote("small", &["cat", "/etc/greeting"])).success();
     assert_eq!(greeting.stdout(), "hello from snowmelt\n");
 
     // Silent for a while: the reader waits and then gets the right bytes.
-    std::fs::remove_dir_all(world.path("cache")).unwrap();
-    let mut child = remote(&world, &["sh", "-c", "echo ready; sleep 0.3; cat /odd/many/* | md5sum"]);
+    world.forget_chunks();
+    let mut child = remote("small", &["sh", "-c", "echo ready; sleep 0.3; cat /odd/many/* | md5sum"]);
     let mut output = crate::world::read_until(&mut child, "ready");
     proxy.set_silent(true);
     std::thread::sleep(std::time::Duration::from_millis(1500));
@@ -229,11 +233,11 @@ fn a_store_that_falls_silent_is_waited_for_until_the_deadline() {
     let direct = world.run(&[], &["sh", "-c", "cat /odd/many/* | md5sum"]).success().stdout();
     assert_eq!(rest, direct);
 
-    // Silent for longer than the deadline: an error, soon after it, and no wrong byte.
-    std::fs::remove_dir_all(world.path("cache")).unwrap();
+    // Silent for longer than the deadline: an error, soon after it, and no wrong byte. Of these chunks a zone has none.
+    world.snowmelt(["publish", &test_image("small"), "own", "--share", "tenant"]).success();
     let each = "for file in /odd/many/entry-00*; do cat $file || exit 1; done";
     std::fs::write(world.path("config.toml"), "deadline_ms = 1000\n").unwrap();
-    let mut child = remote(&world, &["sh", "-c", &format!("echo ready; sleep 0.3; {each}")]);
+    let mut child = remote("own", &["sh", "-c", &format!("echo ready; sleep 0.3; {each}")]);
     let mut output = crate::world::read_until(&mut child, "ready");
     proxy.set_silent(true);
     let mut rest = Vec::new();

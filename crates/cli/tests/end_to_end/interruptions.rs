@@ -47,6 +47,8 @@ fn a_killed_agent_ends_its_container_with_an_error_and_leaves_nothing() {
     let output = read_until(&mut child, "ready");
     let agents = processes_with(&world, "agent");
     assert!(!agents.is_empty(), "an agent serves the image");
+    // It would replace the agent.
+    world.kill_worker();
     kill_now(&agents);
     drop(output);
     finish(child).failure(125, &["small", "the process that serves the image ended unexpectedly"]);
@@ -76,6 +78,7 @@ fn all_processes_killed_at_once_are_cleared_away_by_the_next_command() {
     let mut victims = processes_with(&world, "agent");
     victims.extend(processes_with(&world, "--bundle"));
     victims.push(child.id().cast_signed());
+    victims.extend(world.worker_process());
     assert!(victims.len() >= 3, "a run, an agent and a runtime: {victims:?}");
     // None has the time to clear away what another leaves.
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
@@ -84,6 +87,7 @@ fn all_processes_killed_at_once_are_cleared_away_by_the_next_command() {
         }
     }
     wait(&mut child);
+    world.kill_worker();
     drop(output);
     world.run(&[], &["true"]).success();
     world.assert_nothing_left();
@@ -99,9 +103,9 @@ fn the_last_process_of_a_sandbox_does_not_wait_for_itself() {
     let output = read_until(&mut child, "ready");
     let runtimes = processes_with(&world, "--bundle");
     let agents = processes_with(&world, "agent");
-    // The agent itself was started by the run; the process that mounts was by it.
-    let (agent, mounters): (Vec<i32>, Vec<i32>) =
-        agents.into_iter().partition(|pid| parent(*pid) == child.id().cast_signed());
+    // The agent itself was started by the run, or by the worker; the process that mounts was by it.
+    let starter = world.worker_process().unwrap_or(child.id().cast_signed());
+    let (agent, mounters): (Vec<i32>, Vec<i32>) = agents.into_iter().partition(|pid| parent(*pid) == starter);
     assert_eq!((agent.len(), mounters.len()), (1, 1));
     let mut others = vec![child.id().cast_signed()];
     for runtime in runtimes {
@@ -111,6 +115,7 @@ fn the_last_process_of_a_sandbox_does_not_wait_for_itself() {
     others.extend(mounters);
     // So that it does not take down what the others leave, and is the last that dies.
     kill(Pid::from_raw(agent[0]), Signal::SIGSTOP).unwrap();
+    world.kill_worker();
     for pid in &others {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
@@ -160,6 +165,7 @@ fn a_mount_whose_agent_was_killed_is_cleared_away() {
     let mounted = world.mount("small", &[]);
     let agents = processes_with(&world, "agent");
     assert!(!agents.is_empty(), "an agent serves the mount");
+    world.kill_worker();
     kill_now(&agents);
     world.run(&[], &["true"]).success();
     assert!(!is_mount_point(&mounted), "the dead mount is gone");

@@ -8,14 +8,7 @@ use crate::world::{Finished, World, finish, test_image, wait_until};
 
 /// Runs a command of the binary in a changed environment: `None` takes a variable away.
 fn with(world: &World, changes: &[(&str, Option<&str>)], arguments: &[&str]) -> Finished {
-    let mut command = world.command(arguments);
-    for (name, value) in changes {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    finish(command.spawn().unwrap())
+    finish(world.command_with(changes, arguments).spawn().unwrap())
 }
 
 /// What a user is told fits on a line, and is no page of a server.
@@ -118,7 +111,8 @@ fn a_region_that_is_not_the_buckets() {
 /// With `faketime`, which the binary and the agent that it starts take for the machine's clock.
 #[test]
 fn a_clock_that_is_off() {
-    let world = World::on_s3();
+    crate::stores::assert_is_partly_on_cluster(crate::stores::this_test!());
+    let world = World::on_s3().without_worker();
     for offset in ["+2h", "-2h"] {
         for (arguments, code) in [(&["images"][..], 1), (&["run", "small", "--", "true"], 125)] {
             let snowmelt = world.command(arguments);
@@ -305,9 +299,11 @@ fn another_machine_knows_a_start() {
     let world = World::on_s3();
     world.snowmelt(["publish", &test_image("small"), "small"]).success();
     let reads = |cache: &str| {
-        let cache = world.text(cache);
-        let command = ["--json", "--cache-dir", &cache, "run", "small", "--stats", "--", "md5sum", "/data/pattern"];
-        let figures: serde_json::Value = serde_json::from_str(&world.snowmelt(command).success().stderr).unwrap();
+        let (state, cache) = (world.text(&format!("{cache}-state")), world.text(cache));
+        let machine = ["--json", "--state-dir", &state, "--cache-dir", &cache];
+        let command = ["run", "small", "--stats", "--", "md5sum", "/data/pattern"];
+        let finished = world.snowmelt([&machine[..], &command].concat()).success();
+        let figures: serde_json::Value = serde_json::from_str(&finished.stderr).unwrap();
         figures["reads"].as_u64().unwrap()
     };
     let first = reads("first");

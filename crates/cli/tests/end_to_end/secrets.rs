@@ -7,7 +7,7 @@ use std::process::Child;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::worker::Worker;
+use crate::machine::Worker;
 use crate::world::{World, is_running, read_until, test_image, wait, wait_until};
 
 /// Whether a process has these bytes anywhere in its memory.
@@ -45,7 +45,7 @@ fn an_agent_has_no_credentials_and_neither_has_its_successor() {
     let child = start(&world);
     let secret = servers.secret_key.as_bytes();
     // What is looked for would be found: the worker asks S3.
-    assert!(knows(worker.pid(), secret));
+    assert!(knows(worker.process.id().cast_signed(), secret));
     let agent = world.agent();
     assert!(!knows(agent, secret), "the agent knows how S3 is reached");
     for variable in [&b"AWS_"[..], b"SNOWMELT_KEYS", b"SNOWMELT_STORE"] {

@@ -1,7 +1,8 @@
-//! Where the stores of tests are. `SNOWMELT_TEST_STORE` says it: `file`, as it is when unset, for folders with keys in files; or
-//! `s3`, for a bucket on the server that `scripts/test-servers run` starts, with keys in the KMS that it starts too.
+//! Where tests run. `SNOWMELT_TEST_STORE` says it: `file`, as it is when unset, for stores in folders with keys in files; `s3`, for a
+//! bucket on the server that `scripts/test-servers run` starts, with keys in the KMS that it starts too; or `cluster`, for the same on a
+//! machine with a worker (see [`machine`](crate::machine)), in a zone with the nodes that `scripts/cluster nodes` starts.
 //!
-//! The same tests run on both, so they look into a store by the functions here. Those that are about files are listed here.
+//! The same tests run everywhere, so they look into a store by the functions here. What does not apply everywhere is listed here.
 
 use std::path::Path as FilePath;
 use std::sync::{Arc, OnceLock};
@@ -20,18 +21,50 @@ const ONLY_ON_FILES: [(&str, &str); 4] = [
     ("mistakes::stores_that_can_only_be_read", "it puts a plain web server over a store's folder"),
 ];
 
-/// Whether stores are on S3.
-pub fn is_s3() -> bool {
+/// Tests that on a cluster do without a part of it, and why. What they are about holds there as anywhere.
+const PARTLY_ON_CLUSTER: [(&str, &str); 3] = [
+    (
+        "access::what_cannot_be_loaded_or_shown_is_said",
+        "a worker has budgets of its own: cache_size bounds sandboxes without one",
+    ),
+    (
+        "damage::a_damaged_cache_heals_from_the_store",
+        "it asks for what only this machine still has: a zone would have it too",
+    ),
+    ("object_storage::a_clock_that_is_off", "it is off for one command: a worker has the machine's"),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    File,
+    S3,
+    Cluster,
+}
+
+fn setting() -> Setting {
     match std::env::var("SNOWMELT_TEST_STORE").as_deref() {
-        Err(_) | Ok("" | "file") => false,
-        Ok("s3") => true,
-        Ok(other) => panic!("SNOWMELT_TEST_STORE is {other:?}: file or s3"),
+        Err(_) | Ok("" | "file") => Setting::File,
+        Ok("s3") => Setting::S3,
+        Ok("cluster") => Setting::Cluster,
+        Ok(other) => panic!("SNOWMELT_TEST_STORE is {other:?}: file, s3 or cluster"),
     }
 }
 
-/// Whether the test of this name, with the crate's before it and `{{closure}}` behind it, is in the list and has nothing to do.
-pub fn has_nothing_to_do(function: &str) -> bool {
-    let name = function.split_once("::").unwrap().1.trim_end_matches("::{{closure}}");
+/// Whether stores are on S3.
+pub fn is_s3() -> bool {
+    setting() != Setting::File
+}
+
+/// The nodes of the zone that machines are in; nothing where there is none.
+pub fn cache_nodes() -> Option<String> {
+    (setting() == Setting::Cluster).then(|| {
+        let nodes = std::env::var("SNOWMELT_TEST_CACHE_NODES");
+        nodes.expect("SNOWMELT_TEST_STORE=cluster takes nodes: scripts/cluster nodes -- cargo test …")
+    })
+}
+
+/// Whether the test of this name is in the list and has nothing to do.
+pub fn has_nothing_to_do(name: &str) -> bool {
     let (_, why) = ONLY_ON_FILES.iter().find(|(listed, _)| *listed == name).expect("it is in ONLY_ON_FILES");
     if is_s3() {
         println!("DOES NOT APPLY TO S3: {name}: {why}");
@@ -39,10 +72,27 @@ pub fn has_nothing_to_do(function: &str) -> bool {
     is_s3()
 }
 
+pub fn assert_is_partly_on_cluster(name: &str) {
+    assert!(PARTLY_ON_CLUSTER.iter().any(|(listed, _)| *listed == name), "{name} is in PARTLY_ON_CLUSTER");
+}
+
+/// The name of a test from that of a closure in it.
+pub fn test_of(closure: &'static str) -> &'static str {
+    closure.split_once("::").unwrap().1.trim_end_matches("::{{closure}}")
+}
+
+/// The name of the test that this is in.
+macro_rules! this_test {
+    () => {
+        crate::stores::test_of(std::any::type_name_of_val(&|| ()))
+    };
+}
+pub(crate) use this_test;
+
 /// Ends a test of [`ONLY_ON_FILES`] where stores are on S3.
 macro_rules! only_on_files {
     () => {
-        if crate::stores::has_nothing_to_do(std::any::type_name_of_val(&|| ())) {
+        if crate::stores::has_nothing_to_do(crate::stores::this_test!()) {
             return;
         }
     };
@@ -51,11 +101,16 @@ pub(crate) use only_on_files;
 
 /// Says what this run does not show. To the stream itself: what tests print is not seen when they pass.
 #[test]
-fn what_does_not_apply_to_s3() {
+fn what_does_not_apply() {
     use std::io::Write as _;
     if is_s3() {
         for (name, why) in ONLY_ON_FILES {
             writeln!(std::io::stderr(), "not on S3: {name}: {why}").unwrap();
+        }
+    }
+    if setting() == Setting::Cluster {
+        for (name, why) in PARTLY_ON_CLUSTER {
+            writeln!(std::io::stderr(), "not wholly on the cluster: {name}: {why}").unwrap();
         }
     }
 }

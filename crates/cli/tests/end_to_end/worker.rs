@@ -1,95 +1,20 @@
 //! A machine with a worker: chunks once for all, confined agents, and what happens when a process of these is gone.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
+use crate::machine::Worker;
 use crate::stores::only_on_files;
 use crate::world::{World, is_running, read_until, test_image, wait, wait_until};
 
-/// A worker of a world, which ends with it.
-pub struct Worker {
-    process: Child,
-    /// What it said when it was ready.
-    ready: Value,
-}
-
-impl Worker {
-    #[track_caller]
-    pub fn start(world: &World, options: &[&str]) -> Self {
-        let arguments = [&["--json", "worker", "--memory", "64MiB", "--disk-size", "1GiB"], options].concat();
-        let log = File::options().create(true).append(true).open(world.path("worker.log")).unwrap();
-        let mut process = world.command(arguments).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let log = std::fs::read_to_string(world.path("worker.log")).unwrap();
-        Self { ready: serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}{log}")), process }
-    }
-
-    pub fn pid(&self) -> i32 {
-        self.process.id().cast_signed()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
-    }
-
-    /// Asks it to end, and waits.
-    #[track_caller]
-    pub fn stop(mut self) {
-        self.signal(Signal::SIGTERM);
-        assert_eq!(wait(&mut self.process), 0);
-    }
-
-    fn kill(mut self) {
-        self.signal(Signal::SIGKILL);
-        wait(&mut self.process);
-    }
-
-    /// A counter of it, summed over its labels.
-    pub fn metric(&self, name: &str) -> u64 {
-        let address = self.ready["admin"].as_str().unwrap();
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let values =
-            text.lines().filter_map(|line| line.strip_prefix(name)?.split(' ').next_back()?.parse::<u64>().ok());
-        values.sum()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 impl World {
-    /// The process that serves the one sandbox there is.
-    pub fn agent(&self) -> i32 {
-        *self.agents().first().expect("there is a sandbox")
-    }
-
-    /// The processes that serve sandboxes.
-    pub fn agents(&self) -> Vec<i32> {
-        let state = std::fs::read_dir(self.path("state")).unwrap().flatten();
-        let records = state.filter_map(|entry| std::fs::read(entry.path().join("record.json")).ok());
-        let agent = |record: Vec<u8>| {
-            let record: Value = serde_json::from_slice(&record).unwrap();
-            i32::try_from(record["agent"]["pid"].as_i64().unwrap()).unwrap()
-        };
-        records.map(agent).collect()
-    }
-
     /// Kills it, and waits until another serves in its place.
     pub fn replace_agent(&self) {
         let agent = self.agent();
@@ -99,10 +24,6 @@ impl World {
             let next = self.agent();
             next != agent && is_running(next) && status_of(next, "Seccomp") == "2"
         });
-    }
-
-    fn worker_status(&self) -> Value {
-        self.json(&["worker", "status"])
     }
 }
 
@@ -349,7 +270,7 @@ fn a_run_whose_maker_is_killed_is_taken_down() {
 #[test]
 fn chunks_are_fetched_once_however_many_start() {
     let world = World::with_small();
-    let worker = Worker::start(&world, &["--admin", "127.0.0.1:0"]);
+    let worker = Worker::start(&world, &[]);
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| world.run(&[], &["md5sum", "/data/pattern"]).success());
@@ -362,7 +283,7 @@ fn chunks_are_fetched_once_however_many_start() {
     assert_eq!(worker.metric("snowmelt_worker_failed_total"), 0);
     worker.stop();
     // From its disk, with nothing fetched.
-    let worker = Worker::start(&world, &["--admin", "127.0.0.1:0"]);
+    let worker = Worker::start(&world, &[]);
     assert!(worker.ready["disk"][0].as_u64().unwrap() >= fetched);
     world.run(&[], &["md5sum", "/data/pattern"]).success();
     assert_eq!(worker.metric("snowmelt_worker_fetch_seconds_count"), 0);
@@ -423,7 +344,7 @@ fn starts_wait_for_their_turn_or_are_refused() {
 
 #[test]
 fn mistakes_with_workers_are_told() {
-    let world = World::with_small();
+    let world = World::with_small().without_worker();
     world.snowmelt(["worker", "status"]).failure(1, &["no worker runs at", "snowmelt worker"]);
     let always = world.snowmelt(["--use-worker", "always", "run", "small", "true"]);
     always.failure(125, &["worker of this machine", "none listens", "snowmelt worker"]);

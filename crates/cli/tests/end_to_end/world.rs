@@ -1,14 +1,15 @@
 //! One test's surroundings: directories, the binary with its environment, and what must be cleared away afterwards.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::machine::Machine;
 use crate::stores::{self, Objects, Servers};
 
 /// How long anything may take before a test gives up on it. Generous: the machine may be busy.
@@ -80,12 +81,13 @@ pub struct World {
     variables: Vec<(String, String)>,
     /// Where the stores are buckets.
     servers: Option<&'static Servers>,
+    pub machine: Mutex<Machine>,
 }
 
 impl World {
     pub fn new() -> Self {
         Self::with_stores_on(stores::is_s3().then(|| {
-            stores::servers().expect("SNOWMELT_TEST_STORE=s3 takes servers: scripts/test-servers run -- cargo test …")
+            stores::servers().expect("SNOWMELT_TEST_STORE takes servers: scripts/test-servers run -- cargo test …")
         }))
     }
 
@@ -106,8 +108,13 @@ impl World {
             "end-to-end tests mount file systems and start containers: run them as root"
         );
         let directory = tempfile::Builder::new().prefix("snowmelt-test-").tempdir().unwrap();
-        let variables = servers.map(Servers::variables).unwrap_or_default();
-        let world = Self { directory, variables, servers };
+        let mut variables = servers.map(Servers::variables).unwrap_or_default();
+        let mut machine = Machine::Without;
+        if let Some(nodes) = stores::cache_nodes() {
+            variables.push(("SNOWMELT_CACHE_NODES".into(), nodes));
+            machine = Machine::Due;
+        }
+        let world = Self { directory, variables, servers, machine: Mutex::new(machine) };
         std::fs::write(world.path("config.toml"), "").unwrap();
         world
     }
@@ -117,6 +124,15 @@ impl World {
         let world = Self::new();
         world.snowmelt(["publish", &test_image("small"), "small"]).success();
         world
+    }
+
+    /// The same world without a zone: every chunk that is not on the machine comes from the store. `test` is [`this_test`].
+    ///
+    /// [`this_test`]: crate::stores::this_test
+    pub fn without_zone(mut self, test: &str) -> Self {
+        stores::assert_is_partly_on_cluster(test);
+        self.variables.retain(|(name, _)| name != "SNOWMELT_CACHE_NODES");
+        self
     }
 
     /// Sets a variable for every later command.
@@ -158,7 +174,20 @@ impl World {
     }
 
     /// The binary, in this world's environment.
+    #[track_caller]
     pub fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
+        self.command_with(&[], arguments)
+    }
+
+    /// The binary, in this world's environment with some changes: `None` takes a variable away. A worker has them too.
+    #[track_caller]
+    pub fn command_with<I: AsRef<OsStr>>(
+        &self,
+        changes: &[(&str, Option<&str>)],
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Command {
+        let arguments: Vec<OsString> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+        self.prepare_for(changes, &arguments);
         let mut command = Command::new(env!("CARGO_BIN_EXE_snowmelt"));
         command
             .args(arguments)
@@ -177,6 +206,12 @@ impl World {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        for (name, value) in changes {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         command
     }
 
@@ -303,14 +338,24 @@ impl World {
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         // The kernel takes a loop device down after its last user is gone, not at once.
-        wait_until("mounts, loop devices and processes are gone", || {
-            self.mounts().is_empty() && self.loop_devices().is_empty() && self.processes().is_empty()
-        });
+        wait_until("mounts and loop devices are gone", || self.mounts().is_empty() && self.loop_devices().is_empty());
+        self.wait_for_the_last_process();
+    }
+
+    /// Waits until every sandbox has ended, and ends the worker that the world has started.
+    #[track_caller]
+    pub fn wait_for_the_last_process(&self) {
+        let worker = self.worker_process();
+        wait_until("processes are gone", || self.processes().iter().all(|pid| Some(*pid) == worker));
+        self.end_worker();
+        assert!(self.processes().is_empty(), "the worker leaves processes");
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
+        // Else it would replace what is killed here.
+        self.kill_worker();
         for mount in self.mounts() {
             let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
         }

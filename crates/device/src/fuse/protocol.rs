@@ -336,9 +336,22 @@ pub(super) fn push_entry(
     true
 }
 
-/// Parses any bytes as the session does with what it reads, for fuzzing: true where they are a request.
-pub fn parses(bytes: &[u8]) -> bool {
-    Request::parse(bytes).is_ok()
+/// Parses any bytes as the session does with what it reads. For fuzzing.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    match Request::parse(bytes) {
+        Ok(Request { header, operation }) => {
+            assert!(header.length as usize <= bytes.len());
+            let within = |part: &[u8]| {
+                bytes.as_ptr_range().start <= part.as_ptr() && part.as_ptr_range().end <= bytes.as_ptr_range().end
+            };
+            match operation {
+                Operation::Write { bytes: part, .. } => assert!(within(part)),
+                Operation::Lookup { name } => assert!(within(name) && !name.contains(&0)),
+                _ => {}
+            }
+        }
+        Err(Malformed { unique }) => assert_eq!(unique.is_some(), bytes.len() >= size_of::<InHeader>()),
+    }
 }
 
 #[cfg(test)]

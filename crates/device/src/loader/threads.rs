@@ -183,7 +183,7 @@ impl Shared {
         match &warmed {
             Err(error) => tracing::debug!(chunk = self.subject(index), error = error.chain(), "not fetched ahead"),
             // It may have been near already.
-            Ok(()) if request.tier() == Tier::Origin => {
+            Ok(()) if matches!(request.tier(), Tier::Zone | Tier::Origin) => {
                 self.count(index, &request, self.reader.stored_length(index) as usize);
             }
             Ok(()) => {}

@@ -8,10 +8,13 @@
 //! weight 1, which have yet to show that they are needed more than once. The chunks themselves are loaded ahead all the same,
 //! so that this costs a start no request.
 //!
+//! Logs may be anybody's who can write to the store, and a worker merges those of its agents: whatever is in them, merging takes time and
+//! memory as reading them does.
+//!
 //! What follows: a chunk that all starts need stays for ever. A chunk that only a later start needed is gone with the next one.
 //! A chunk that no start needs any more is gone after [`GONE_AFTER`] starts at most.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::{FileRead, LoggedChunk, StartLog, Vain, joined};
@@ -100,42 +103,86 @@ impl StartLog {
 impl LoggedChunk {
     /// With what another start read of it as well; what is known already comes first.
     fn united(&self, other: &Self) -> Self {
+        let mut known = by_inode(&self.files);
         let mut files = self.files.clone();
-        for read in &other.files {
-            let known = self.files.iter().filter(|known| known.inode == read.inode).map(|known| known.range.clone());
-            let new = without(&read.range, joined(known.collect(), 0));
-            files.extend(new.map(|range| FileRead { inode: read.inode, range }));
+        for FileRead { inode, range } in &other.files {
+            let new = known.entry(*inode).or_default().insert(range.clone());
+            files.extend(new.into_iter().map(|range| FileRead { inode: *inode, range }));
         }
         let metadata = joined(self.metadata.iter().chain(&other.metadata).cloned().collect(), 0);
         Self { index: self.index, weight: self.weight, metadata, files }
     }
 
     fn common(&self, other: &Self) -> Self {
-        let both = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start)..a.end.min(b.end);
-        let files = self.files.iter().flat_map(|read| {
-            let others = other.files.iter().filter(|other| other.inode == read.inode);
-            others.map(|other| FileRead { inode: read.inode, range: both(&read.range, &other.range) })
-        });
-        let metadata = self.metadata.iter().flat_map(|range| other.metadata.iter().map(|other| both(range, other)));
-        Self {
-            index: self.index,
-            weight: self.weight.min(other.weight),
-            metadata: metadata.filter(|range| !range.is_empty()).collect(),
-            files: files.filter(|read| !read.range.is_empty()).collect(),
+        let mut others = by_inode(&other.files);
+        let mut files = Vec::new();
+        for FileRead { inode, range } in &self.files {
+            let both = others.get_mut(inode).map(|others| others.take(range)).unwrap_or_default();
+            files.extend(both.into_iter().map(|range| FileRead { inode: *inode, range }));
         }
+        let mut others = Ranges::default();
+        other.metadata.iter().for_each(|range| drop(others.insert(range.clone())));
+        let metadata = self.metadata.iter().flat_map(|range| others.take(range)).collect();
+        Self { index: self.index, weight: self.weight.min(other.weight), metadata, files }
     }
 }
 
-/// What of a range is in none of `others`, which are in ascending order and apart.
-fn without(range: &Range<u64>, others: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> + use<> {
-    let (mut at, end) = (range.start, range.end);
-    let mut left = Vec::new();
-    for other in others {
-        if other.start > at {
-            left.push(at..other.start.min(end));
-        }
-        at = at.max(other.end);
+/// What was read of each file.
+fn by_inode(files: &[FileRead]) -> HashMap<u32, Ranges> {
+    let mut ranges: HashMap<u32, Ranges> = HashMap::new();
+    for FileRead { inode, range } in files {
+        ranges.entry(*inode).or_default().insert(range.clone());
     }
-    left.push(at..end);
-    left.into_iter().filter(|range| !range.is_empty())
+    ranges
+}
+
+/// Ranges that do not overlap: ends by starts. What is done with many takes time for each as it comes, and gives no more parts than
+/// there were ranges, twice over.
+#[derive(Debug, Default)]
+struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    /// Takes out the ranges that overlap one, whole.
+    fn take_overlapping(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let before = self.0.range(..range.start).next_back().filter(|(_, end)| **end > range.start);
+        let first = before.map_or(range.start, |(start, _)| *start);
+        let starts: Vec<u64> = self.0.range(first..range.end).map(|(start, _)| *start).collect();
+        starts.into_iter().filter_map(|start| self.0.remove(&start).map(|end| start..end)).collect()
+    }
+
+    /// Adds a range; gives what of it was not there.
+    fn insert(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut new, mut at, mut all) = (Vec::new(), range.start, range.clone());
+        for known in self.take_overlapping(&range) {
+            if at < known.start {
+                new.push(at..known.start);
+            }
+            at = known.end;
+            all = all.start.min(known.start)..all.end.max(known.end);
+        }
+        if at < range.end {
+            new.push(at..range.end);
+        }
+        if !all.is_empty() {
+            self.0.insert(all.start, all.end);
+        }
+        new
+    }
+
+    /// Takes a range out; gives what of it was there.
+    fn take(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut taken = Vec::new();
+        if range.is_empty() {
+            return taken;
+        }
+        for known in self.take_overlapping(range) {
+            taken.push(known.start.max(range.start)..known.end.min(range.end));
+            for left in [known.start..range.start, range.end..known.end] {
+                if !left.is_empty() {
+                    self.0.insert(left.start, left.end);
+                }
+            }
+        }
+        taken
+    }
 }

@@ -2,7 +2,6 @@
 use proptest::prelude::*;
 
 use super::merge::{FIRST_WEIGHT, GONE_AFTER, MOST_WEIGHT};
-use super::text::HEADER;
 use super::*;
 
 fn ranges() -> impl Strategy<Value = Range<u64>> {
@@ -233,4 +232,33 @@ fn no_log_has_more_read_ahead_than_is_allowed() {
     assert_eq!(take(&(0..1 << 44), &mut left).map(NonZeroU64::get), Some(6));
     // Not a length of 0, which means to the end of the file.
     assert_eq!((take(&(0..1 << 44), &mut left), left), (None, 0));
+}
+
+/// An agent that is not what it should be, or whoever writes to the store, may send logs that are as bad as they can be.
+#[test]
+fn hostile_logs_are_merged_in_no_more_room_than_they_take() {
+    let lines = |chunks: u64, each: u64, line: &dyn Fn(u64) -> String| {
+        let mut text = format!("{HEADER}\nstarts 3\n");
+        for chunk in 0..chunks {
+            text.extend([format!("chunk {chunk} 2\n")].into_iter().chain((0..each).map(line)));
+        }
+        StartLog::decode(&text).unwrap()
+    };
+    let reads = |log: &StartLog| log.chunks.iter().map(|chunk| chunk.files.len() + chunk.metadata.len()).sum::<usize>();
+    // All of a file again and again, and every second page of it.
+    let whole = |kind: &'static str| move |_: u64| format!("{kind} 0 1000000000\n");
+    let pieces = |kind: &'static str| move |at: u64| format!("{kind} {} 4096\n", at * 8192);
+    for kind in ["device", "file 7"] {
+        for (chunks, each) in [(1, 90_000), (300, 300)] {
+            let (whole, pieces) = (lines(chunks, each, &whole(kind)), lines(chunks, each, &pieces(kind)));
+            for (known, start) in [(&whole, &pieces), (&pieces, &whole)] {
+                let most = 2 * (reads(known) + reads(start));
+                assert!(reads(&known.common(start)) <= most);
+                assert!(reads(&known.merged(start, &HashSet::new())) <= most);
+                assert!(reads(&known.merged(start, &known.indices().collect())) <= most);
+            }
+        }
+    }
+    let twice = format!("{HEADER}\nstarts 3\nchunk 1 2\nchunk 1 2\n");
+    assert_eq!(StartLog::decode(&twice), None);
 }

@@ -3,19 +3,20 @@
 //! ```text
 //! snowmelt start log 2
 //! starts N                       how many starts are merged in it
-//! chunk INDEX WEIGHT             a chunk that was needed, in the order of need; what was read of it follows
+//! chunk INDEX WEIGHT             a chunk that was needed, once each, in the order of need; what was read of it follows
 //! device OFFSET LENGTH           metadata: bytes of the device
 //! file INODE OFFSET LENGTH       content: bytes of a file
 //! vain INDEX START               a chunk that was loaded ahead for nothing, and at which start
 //! ```
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
 
 use super::merge::MOST_WEIGHT;
 use super::{FileRead, LoggedChunk, StartLog, Vain};
 
-pub(super) const HEADER: &str = "snowmelt start log 2";
+pub(crate) const HEADER: &str = "snowmelt start log 2";
 /// A log of more lines than this is not ours.
 const MOST_LINES: usize = 100_000;
 
@@ -46,6 +47,7 @@ impl StartLog {
             return None;
         }
         let mut log = Self::default();
+        let mut seen = HashSet::new();
         for (at, line) in lines.enumerate() {
             let mut words = line.split(' ');
             let kind = words.next()?;
@@ -55,7 +57,7 @@ impl StartLog {
                 "starts" if at == 0 => log.starts = number()?,
                 "chunk" => {
                     let (index, weight) = (number()?, u8::try_from(number()?).ok()?);
-                    if !(1..=MOST_WEIGHT).contains(&weight) {
+                    if !(1..=MOST_WEIGHT).contains(&weight) || !seen.insert(index) {
                         return None;
                     }
                     log.chunks.push(LoggedChunk { index, weight, ..LoggedChunk::default() });

@@ -90,6 +90,12 @@ impl Metrics {
         counter("memory_hits", "Chunks that memory answered", status.hits_and_misses[0]);
         counter("disk_hits", "Chunks that the disk answered", status.hits_and_misses[1]);
         counter("misses", "Chunks that neither had", status.hits_and_misses[2]);
+        counter(
+            "unkept_chunks",
+            "Chunks that the disk did not take, since it was too slow, full or broken",
+            status.unkept,
+        );
+        counter("damaged_chunks", "Copies on disk that were damaged, and were dropped", status.damaged);
         counter("joined", "Requests that waited for a chunk that was being fetched already", status.joined);
         counter("failed", "Chunks that could not be had", status.failed);
         counter("agents_replaced", "Agents that another took over from", status.replaced_agents);
@@ -149,6 +155,8 @@ mod tests {
             replaced_agents: 0,
             memory: [1, 2, 3],
             disk: [4, 5, 6],
+            unkept: 10,
+            damaged: 11,
             hits_and_misses: [7, 8, 9],
             flights: 0,
             joined: 0,
@@ -161,6 +169,8 @@ mod tests {
             "snowmelt_worker_fetch_seconds_bucket{le=\"0.0005\",tier=\"zone\",priority=\"demand\"} 1",
             "snowmelt_worker_sandboxes 3",
             "snowmelt_worker_memory_hits_total 7",
+            "snowmelt_worker_unkept_chunks_total 10",
+            "snowmelt_worker_damaged_chunks_total 11",
             "snowmelt_worker_starts_refused_total 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");

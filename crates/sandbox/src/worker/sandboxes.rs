@@ -124,8 +124,7 @@ impl Sandboxes {
         let id = request.record.id.clone();
         let worker = ProcessId::own().ok_or_else(|| Error::invalid("the worker", "does not find itself in /proc"))?;
         let namespace = descriptors.pop();
-        let found = namespace.as_ref().map(kept::namespace).transpose()?.unwrap_or_default();
-        let mut kept = Kept { request, user, namespace: found, mounter: None };
+        let mut kept = Kept { request, user, mounter: None, root: None };
         kept.request.record.worker = Some(worker);
         kept.write(&self.state)?;
         let mut table = self.table();
@@ -240,7 +239,7 @@ impl Sandboxes {
         self: &Arc<Self>,
         id: &str,
         peer: i32,
-        handed_over: HandedOver,
+        mut handed_over: HandedOver,
         mut descriptors: Vec<OwnedFd>,
         channel: &Arc<Channel>,
     ) -> Result<ProcessId, Error> {
@@ -267,6 +266,9 @@ impl Sandboxes {
         let mut table = self.table();
         if table.contains_key(id) {
             return Err(stranger());
+        }
+        if let Some(root) = &kept.root {
+            handed_over.record.root.clone_from(root);
         }
         let name = handed_over.record.clone();
         let sandbox = Sandbox {
@@ -333,10 +335,8 @@ impl Sandboxes {
             }
             FromAgent::Read(read) => self.keep_start(id, &read),
             FromAgent::KillContainer { runtime } => {
-                let found = self.table().get(id).map(|sandbox| {
-                    (sandbox.kept.request.record.clone(), runtime.filter(|runtime| sandbox.kept.is_runtime(runtime)))
-                });
-                if let Some((record, runtime)) = found {
+                let record = self.table().get(id).map(|sandbox| sandbox.kept.request.record.clone());
+                if let Some(record) = record {
                     kill_container(&record, runtime);
                 }
                 channel.send(&ToAgent::Known, &[]).map_err(|source| Error::io("answer", "an agent", source))?;
@@ -381,6 +381,10 @@ impl Sandboxes {
         let Some(sandbox) = table.get_mut(id) else { return };
         if let Some((handed_over, _)) = &mut sandbox.handed_over {
             handed_over.record.root = store.root().into();
+        }
+        sandbox.kept.root = Some(store.root().into());
+        if let Err(error) = sandbox.kept.write(&self.state) {
+            tracing::error!(sandbox = id, %error, "the next worker will not know at once where its image is");
         }
         match self.stores.get(&sandbox.kept.request.config, store.root()) {
             Ok(store) => sandbox.store = Some(store),
@@ -432,7 +436,7 @@ impl Sandboxes {
         // With the last descriptor of the device those who wait for it get errors; with the pipes the command that started it learns.
         drop((handed_over, namespace));
         if ending == Some(Ending::Abandoned) {
-            kill_container(record, runtime.filter(|runtime| kept.is_runtime(runtime)));
+            kill_container(record, runtime);
         }
         let owner_lives = record.owner.is_alive();
         let leftovers = match ending {

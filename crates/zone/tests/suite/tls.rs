@@ -73,11 +73,7 @@ fn who_has_none_or_a_wrong_one_is_refused() {
     // It believes the node; the node does not believe it.
     of_another.ca = authority.sign("reader", &["reader"]).ca;
     assert_fast_miss(&client(Some(&of_another), &node));
-    let expired = authority.sign_with("expired", &["reader"], |params| {
-        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
-    });
-    assert_fast_miss(&client(Some(&expired), &node));
+    assert_fast_miss(&client(Some(&expired(&authority, "reader")), &node));
     let text = node.server.metrics();
     assert!(text.contains("snowmelt_node_lost_connections_total{reason=\"tls\"}"), "{text}");
     assert_eq!(node.shards.stats().stored, 0);
@@ -87,12 +83,38 @@ fn who_has_none_or_a_wrong_one_is_refused() {
 fn a_node_that_is_not_what_it_should_be_is_not_believed() {
     let (runtime, authority, other) = (Runtime::new().unwrap(), Authority::new(), Authority::new());
     let reader = authority.sign("reader", &["reader"]);
-    // Another host, another authority, no certificate at all.
+    // Another host, another authority, one that has expired, no certificate at all.
     assert_fast_miss(&client(Some(&reader), &node(&runtime, &authority.sign("node", &["10.0.0.1"]))));
     let mut of_another = other.sign("node", &["127.0.0.1"]);
     of_another.ca.clone_from(&reader.ca);
     assert_fast_miss(&client(Some(&reader), &node(&runtime, &of_another)));
+    assert_fast_miss(&client(Some(&reader), &node(&runtime, &expired(&authority, "127.0.0.1"))));
     assert_fast_miss(&client(Some(&reader), &Running::start(&runtime, None, None)));
+}
+
+/// A reader that is told of a node again and again believes it once its certificate was renewed, and not before.
+#[test]
+fn a_certificate_that_has_expired_is_renewed_without_a_restart() {
+    let (runtime, authority) = (Runtime::new().unwrap(), Authority::new());
+    let node = node(&runtime, &expired(&authority, "127.0.0.1"));
+    let client = client(Some(&authority.sign("reader", &["reader"])), &node);
+    assert_fast_miss(&client);
+    authority.sign("expired", &["127.0.0.1"]);
+    let (id, content) = chunk(2, CHUNK);
+    let start = Instant::now();
+    while client.write(&id, &content, None) < 5 {
+        assert!(start.elapsed() < Duration::from_mins(1), "the new certificate is never used");
+        std::thread::yield_now();
+    }
+    assert_hit(&client, &id, &content);
+}
+
+/// A certificate whose time is over.
+fn expired(authority: &Authority, host: &str) -> TlsFiles {
+    authority.sign_with("expired", &[host], |params| {
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+    })
 }
 
 #[test]
