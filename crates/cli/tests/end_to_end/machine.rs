@@ -103,7 +103,7 @@ fn owned(changes: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
 /// Whether a command starts a sandbox.
 fn is_start(arguments: &[OsString]) -> bool {
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
-    (has("run") || has("mount")) && !has("gc") && !has("--help")
+    (has("run") || has("mount") || has("serve")) && !has("gc") && !has("--help")
 }
 
 impl World {
