@@ -259,8 +259,11 @@ impl Service {
                     let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
                     tokio::spawn(end_late_start(Arc::downgrade(&service), id.clone(), limit));
                     let _ = child.wait().await;
-                    // One that came says itself how it ended.
-                    service.ended(&id, None, Some("its host ended before it came"));
+                    // One that came has said how it ended, which may not have been read yet.
+                    let has_come = service.sandboxes.lock().get(&id).is_some_and(|sandbox| sandbox.host.is_some());
+                    if !has_come {
+                        service.ended(&id, None, Some("its host ended before it came"));
+                    }
                 }
                 Err(error) => service.ended(&id, None, Some(&error.to_string())),
             }

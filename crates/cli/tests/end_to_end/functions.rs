@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::world::{World, finish, repository, test_cache, test_image, wait, wait_until};
+use crate::world::{World, finish, repository, test_cache, test_image, wait};
 
 /// What every script begins with: a client, and the few things that all of them do.
 const PRELUDE: &str = r#"
@@ -199,7 +199,7 @@ fn failures_of_functions_are_answers_in_lambdas_words() {
     service.script(
         &world,
         r#"
-create(Timeout=3)
+create(Timeout=8)
 def fails(payload, kind, *words):
     answer = invoke(payload)
     assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled", answer
@@ -215,8 +215,8 @@ assert invoke()["Payload"]["invocations"] == 2
 fails({"do": "exit"}, "Runtime.ExitError", "exit status 3")
 assert invoke()["Payload"]["invocations"] == 1
 began = time.time()
-fails({"do": "sleep", "seconds": 30}, "Sandbox.Timedout", "timed out after 3.00 seconds")
-assert 3 <= time.time() - began < 6
+fails({"do": "sleep", "seconds": 30}, "Sandbox.Timedout", "timed out after 8.00 seconds")
+assert 8 <= time.time() - began < 12
 assert invoke()["Payload"]["invocations"] == 1
 fails({"do": "memory", "mb": 400}, "Runtime.OutOfMemory", "signal: killed")
 fails({"do": "large", "bytes": 7_000_000}, "Function.ResponseSizeTooLarge")
@@ -403,7 +403,6 @@ else:
 "#,
     );
     service.stop();
-    wait_until("all is gone", || world.processes().is_empty());
     world.assert_nothing_left();
 }
 
@@ -471,7 +470,6 @@ client.delete_function_event_invoke_config(FunctionName="hello")
 "#,
     );
     service.stop();
-    wait_until("all is gone", || world.processes().is_empty());
     world.assert_nothing_left();
 }
 
