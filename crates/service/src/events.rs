@@ -250,6 +250,7 @@ async fn attempt(service: &Arc<Service>, event: &Event) -> Outcome {
         trace: event.trace.clone(),
         wants_tail: false,
         id: Some(event.id.clone()),
+        stream: None,
     };
     let target = match service.target(&event.tenant, &event.function, event.qualifier.as_ref()) {
         Ok(target) => target,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use crate::Qualifier;
 use crate::api::ApiError;
@@ -23,6 +24,8 @@ pub(crate) struct Given {
     pub(crate) wants_tail: bool,
     /// The request's id, where it has one already.
     pub(crate) id: Option<String>,
+    /// Where parts of the answer go as they come, in place of the whole.
+    pub(crate) stream: Option<mpsc::UnboundedSender<Bytes>>,
 }
 
 /// What came of it.
@@ -114,11 +117,21 @@ impl Service {
         host.tell(ToHost::Invoke(Box::new(invocation)), given.payload.clone()).await;
         let deadline = tokio::time::Instant::now() + timeout;
         let mut all = Vec::new();
+        let take = |all: &mut Vec<u8>, bytes: Bytes| match &given.stream {
+            // Who read them may be gone.
+            Some(stream) => drop(stream.send(bytes)),
+            None => all.extend_from_slice(&bytes),
+        };
         loop {
             match tokio::time::timeout_at(deadline, pieces.recv()).await {
-                Ok(Some(Piece::Data(bytes))) => all.extend_from_slice(&bytes),
+                Ok(Some(Piece::Data(bytes))) => take(&mut all, bytes),
                 Ok(Some(Piece::Done { body, tail })) => {
-                    let body = if all.is_empty() { body } else { [&all, &body[..]].concat().into() };
+                    let body = if given.stream.is_none() && all.is_empty() {
+                        body
+                    } else {
+                        take(&mut all, body);
+                        all.into()
+                    };
                     return Ok(Invoked { id, number, body, error: None, tail });
                 }
                 Ok(Some(Piece::Failed { body, tail, kind })) => {

@@ -8,17 +8,18 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::FunctionName;
-use crate::api::{self, ApiError};
+use crate::api::{self, ApiError, event_stream};
 use crate::control::{Input, Success, act};
-use crate::invoke::{Given, Invoked};
+use crate::invoke::{Given, Invoked, Target};
 use crate::model::new_id;
 use crate::service::Service;
 use crate::sigv4::{Claim, Signed};
@@ -31,7 +32,7 @@ const MOST_BODY: usize = 70 << 20;
 /// Who calls without a key.
 const ANYBODY: &str = "default";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Answers on a listener, for ever.
 ///
@@ -86,8 +87,12 @@ fn refuse(error: &ApiError) -> Answer {
     answer
 }
 
+fn whole(body: Bytes) -> BoxBody<Bytes, Infallible> {
+    Full::new(body).boxed()
+}
+
 fn json(status: u16, body: Option<&Value>) -> Answer {
-    let mut answer = Response::new(Full::new(body.map_or_else(Bytes::new, |body| body.to_string().into())));
+    let mut answer = Response::new(whole(body.map_or_else(Bytes::new, |body| body.to_string().into())));
     *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if body.is_some() {
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -114,10 +119,11 @@ async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<An
     let route = api::find(method, path, query)
         .ok_or_else(|| ApiError::unknown_operation(format!("AWS Lambda has no {method} {path}")))?;
     let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
-    if route.action == "Invoke" {
+    if matches!(route.action, "Invoke" | "InvokeWithResponseStream") {
+        let is_streamed = route.action != "Invoke";
         let input =
             Input { tenant, path: route.parameters, query: api::query_values(query), body: serde_json::Map::new() };
-        return invoke(service, &input, header, body).await;
+        return invoke(service, &input, header, body, is_streamed).await;
     }
     let input = Input { tenant, path: route.parameters, query: api::query_values(query), body: Input::body(&body)? };
     let Success { status, body } = act(service, route.action, &input)?;
@@ -145,6 +151,7 @@ async fn invoke<'a>(
     input: &Input,
     header: impl Fn(&str) -> Option<&'a str>,
     payload: Bytes,
+    is_streamed: bool,
 ) -> Result<Answer, ApiError> {
     let named =
         FunctionName::parse(input.parameter(0)?, &service.options.place)?.qualified(input.query("Qualifier"))?;
@@ -186,6 +193,7 @@ async fn invoke<'a>(
         trace: header("x-amzn-trace-id").map(str::to_owned),
         wants_tail: header("x-amz-log-type").is_some_and(|kind| kind.eq_ignore_ascii_case("tail")),
         id: None,
+        stream: None,
     };
     let Some(target) = target.filter(|_| kind != Some("Event")) else {
         let id = service.enqueue(&input.tenant, &named, &given, 0).await?;
@@ -193,8 +201,11 @@ async fn invoke<'a>(
         set(&mut answer, "x-amzn-requestid", &id);
         return Ok(answer);
     };
+    if is_streamed {
+        return Ok(stream(service, target, given));
+    }
     let Invoked { id, number, body, error, tail } = service.invoke(target, given).await?;
-    let mut answer = Response::new(Full::new(body));
+    let mut answer = Response::new(whole(body));
     set(&mut answer, "x-amzn-requestid", &id);
     set(&mut answer, "x-amz-executed-version", &number.to_string());
     if let Some(error) = error {
@@ -204,6 +215,51 @@ async fn invoke<'a>(
         set(&mut answer, "x-amz-log-result", &tail);
     }
     Ok(answer)
+}
+
+/// Answers with what the function gives, as it comes.
+fn stream(service: &Arc<Service>, target: Target, mut given: Given) -> Answer {
+    let (parts, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+    let (id, number) = (new_id(), target.number.clone());
+    given.id = Some(id.clone());
+    given.stream = Some(parts);
+    let (frames, body) = tokio::sync::mpsc::unbounded_channel();
+    let service = Arc::clone(service);
+    tokio::spawn(async move {
+        let pass_on = async {
+            while let Some(chunk) = chunks.recv().await {
+                // Who reads it may be gone; the function goes on.
+                let _ = frames.send(event_stream::chunk(&chunk));
+            }
+        };
+        let (invoked, ()) = tokio::join!(service.invoke(target, given), pass_on);
+        let mut end = serde_json::Map::new();
+        let mut set = |name: &str, value: String| end.insert(name.into(), value.into());
+        match invoked {
+            Ok(Invoked { body, error: Some(_), tail, .. }) => {
+                let details = String::from_utf8_lossy(&body).into_owned();
+                let kind = serde_json::from_str::<Value>(&details).ok();
+                let kind = kind.and_then(|error| error.get("errorType")?.as_str().map(str::to_owned));
+                set("ErrorCode", kind.unwrap_or_else(|| "Unhandled".into()));
+                set("ErrorDetails", details);
+                tail.and_then(|tail| set("LogResult", tail));
+            }
+            Ok(Invoked { tail, .. }) => drop(tail.and_then(|tail| set("LogResult", tail))),
+            Err(error) => {
+                set("ErrorCode", error.name().to_owned());
+                set("ErrorDetails", error.message().to_owned());
+            }
+        }
+        let _ = frames.send(event_stream::complete(&Value::Object(end)));
+    });
+    let frames = futures::stream::unfold(body, |mut body| async move {
+        body.recv().await.map(|bytes| (Ok(Frame::data(bytes)), body))
+    });
+    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+    set(&mut answer, "content-type", event_stream::CONTENT_TYPE);
+    set(&mut answer, "x-amzn-requestid", &id);
+    set(&mut answer, "x-amz-executed-version", &number.to_string());
+    answer
 }
 
 /// Clients send it in base64; runtimes are given JSON.

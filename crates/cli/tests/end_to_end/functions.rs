@@ -285,6 +285,17 @@ assert full["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1", full
 running.join()
 client.delete_function_concurrency(FunctionName="hello")
 
+# The answer as a stream: what is not streamed by the function comes as one part.
+def streamed(payload):
+    events = list(client.invoke_with_response_stream(FunctionName="hello", Payload=json.dumps(payload), LogType="Tail")["EventStream"])
+    chunks = b"".join(event["PayloadChunk"]["Payload"] for event in events if "PayloadChunk" in event)
+    assert list(events[-1]) == ["InvokeComplete"], events
+    return chunks, events[-1]["InvokeComplete"]
+chunks, end = streamed({"do": "large", "bytes": 3_000_000})
+assert chunks == b'"' + b"x" * 3_000_000 + b'"' and "ErrorCode" not in end and end["LogResult"], end
+chunks, end = streamed({"do": "fail"})
+assert chunks == b"" and end["ErrorCode"] == "ValueError" and "as asked" in end["ErrorDetails"], end
+
 # Each runs one invocation at a time; as many as come at once run at once.
 answers = []
 threads = [threading.Thread(target=lambda: answers.append(invoke({"do": "sleep", "seconds": 1})["Payload"])) for _ in range(6)]
