@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use snowmelt_store::{ImageLease, NameRecord, Store, StoreOptions};
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Spared};
 use super::messages::{Begin, Ending, FromAgent, HandedOver, StartRead, ToAgent};
 use super::{WorkerOptions, kill_container};
 use crate::agent::lease::LeaseKeeper;
@@ -56,7 +56,12 @@ struct Sandbox {
     store: Option<Arc<Store>>,
     lease: Option<LeaseKeeper>,
     handed_over: Option<(HandedOver, Vec<OwnedFd>)>,
+    /// Until it has mounted.
     admitted: Option<Admitted>,
+    /// Whether it asked for a chunk that was not on this machine.
+    has_fetched: bool,
+    /// From its mount on, where it has not.
+    spared: Option<Spared>,
     deaths: VecDeque<Instant>,
 }
 
@@ -90,11 +95,16 @@ impl Sandboxes {
         (self.table().len(), self.replaced.load(std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// Where a sandbox's chunks come from. Asked by its agent, as root until it has mounted and as its own user after that.
+    /// Where a sandbox's chunks come from. Asked when its agent wants one that is not on this machine, as root until it has mounted and as
+    /// its own user after that.
     pub(super) fn store_of(&self, sandbox: &str, user: u32) -> Option<Arc<Store>> {
-        let table = self.table();
-        let sandbox = table.get(sandbox)?;
-        if user == 0 || user == sandbox.kept.user { sandbox.store.clone() } else { None }
+        let mut table = self.table();
+        let sandbox = table.get_mut(sandbox).filter(|sandbox| user == 0 || user == sandbox.kept.user)?;
+        sandbox.has_fetched = true;
+        if let Some((admitted, left)) = sandbox.spared.take().and_then(Spared::count) {
+            release_later(admitted, left);
+        }
+        sandbox.store.clone()
     }
 
     /// Starts the agent of a new sandbox. Gives the processes of agent and worker.
@@ -142,6 +152,8 @@ impl Sandboxes {
             lease: None,
             handed_over: None,
             admitted: Some(admitted),
+            has_fetched: false,
+            spared: None,
             deaths: VecDeque::new(),
         };
         // Under the lock: the agent may say hello before this knows it.
@@ -286,6 +298,8 @@ impl Sandboxes {
             lease: None,
             handed_over: Some((handed_over, held)),
             admitted: None,
+            has_fetched: false,
+            spared: None,
             deaths: VecDeque::new(),
         };
         table.insert(id.to_owned(), sandbox);
@@ -314,7 +328,11 @@ impl Sandboxes {
                     sandbox.handed_over = Some((*handed_over, held));
                     sandbox.namespace = None;
                     if let Some(admitted) = sandbox.admitted.take() {
-                        release_later(admitted, counts_for);
+                        if sandbox.has_fetched {
+                            release_later(admitted, counts_for);
+                        } else {
+                            sandbox.spared = Some(admitted.spare());
+                        }
                     }
                 }
             }
@@ -432,6 +450,7 @@ impl Sandboxes {
         }
         sandbox.channel = None;
         sandbox.admitted = None;
+        sandbox.spared = None;
         if ending.is_none() && sandbox.handed_over.is_some() && !sandbox.has_died_too_often() {
             tracing::warn!(sandbox = id, "the agent ended: another goes on with what it served");
             self.replaced.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
