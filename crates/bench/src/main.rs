@@ -13,6 +13,7 @@ mod network;
 mod objects;
 mod origin;
 mod report;
+mod tiers;
 
 use std::path::{Path, PathBuf};
 
