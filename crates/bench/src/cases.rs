@@ -8,6 +8,7 @@ pub(crate) mod memory;
 pub(crate) mod modes;
 pub(crate) mod publish;
 pub(crate) mod reads;
+pub(crate) mod starts;
 pub(crate) mod suites;
 pub(crate) mod warm;
 pub(crate) mod zone;

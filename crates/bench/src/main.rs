@@ -29,7 +29,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, modes, warm, s3, reads, publish, memory, collect, dedup, suites, eviction, zone).
+    /// Only these cases (cold, modes, warm, s3, reads, publish, memory, collect, dedup, suites, eviction, zone, starts).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -74,7 +74,7 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 12] = [
+const CASES: [(&str, Case); 13] = [
     ("cold", cases::cold::measure),
     ("modes", cases::modes::measure),
     ("warm", cases::warm::measure),
@@ -87,6 +87,7 @@ const CASES: [(&str, Case); 12] = [
     ("suites", cases::suites::measure),
     ("eviction", cases::eviction::measure),
     ("zone", cases::zone::measure),
+    ("starts", cases::starts::measure),
 ];
 
 fn main() -> Result<()> {
