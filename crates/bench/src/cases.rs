@@ -3,6 +3,7 @@
 pub(crate) mod cold;
 pub(crate) mod collect;
 pub(crate) mod dedup;
+pub(crate) mod device;
 pub(crate) mod eviction;
 pub(crate) mod memory;
 pub(crate) mod modes;
