@@ -50,9 +50,9 @@ test-images: ## build the images that tests and benchmarks use, install the serv
 	scripts/test-images
 	scripts/test-servers install
 
-bench: ## run every benchmark side by side and write docs/benchmarks.md (about 40 minutes)
+bench: ## run every benchmark side by side and write docs/benchmarks.md (about 45 minutes)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench
-	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk --package snowmelt-zone
+	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk
 	scripts/test-images
 	scripts/dedup-images
 	scripts/test-servers run -- "$${CARGO_TARGET_DIR:-target}/release/snowmelt-bench" --output docs/benchmarks.md

@@ -3,11 +3,13 @@
 pub(crate) mod cold;
 pub(crate) mod collect;
 pub(crate) mod dedup;
+pub(crate) mod device;
 pub(crate) mod eviction;
 pub(crate) mod memory;
 pub(crate) mod modes;
 pub(crate) mod publish;
 pub(crate) mod reads;
+pub(crate) mod starts;
 pub(crate) mod suites;
 pub(crate) mod warm;
 pub(crate) mod zone;

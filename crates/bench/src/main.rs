@@ -13,6 +13,7 @@ mod network;
 mod objects;
 mod origin;
 mod report;
+mod tiers;
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, modes, warm, s3, reads, publish, memory, collect, dedup, suites, eviction, zone).
+    /// Only these cases (cold, modes, warm, s3, reads, device, publish, memory, collect, dedup, suites, eviction, zone, starts).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -73,12 +74,13 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 12] = [
+const CASES: [(&str, Case); 14] = [
     ("cold", cases::cold::measure),
     ("modes", cases::modes::measure),
     ("warm", cases::warm::measure),
     ("s3", cases::cold::from_s3),
     ("reads", cases::reads::measure),
+    ("device", cases::device::measure),
     ("publish", cases::publish::measure),
     ("memory", cases::memory::measure),
     ("collect", cases::collect::measure),
@@ -86,6 +88,7 @@ const CASES: [(&str, Case); 12] = [
     ("suites", cases::suites::measure),
     ("eviction", cases::eviction::measure),
     ("zone", cases::zone::measure),
+    ("starts", cases::starts::measure),
 ];
 
 fn main() -> Result<()> {

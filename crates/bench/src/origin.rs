@@ -1,12 +1,13 @@
 //! A small HTTP server for the files of a store: GET and HEAD, ranges, connections that are kept open.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -14,7 +15,11 @@ use anyhow::{Context, Result};
 pub(crate) struct Origin {
     address: SocketAddr,
     stopping: Arc<AtomicBool>,
+    asked: Arc<Asked>,
 }
+
+/// How often each path was asked for.
+type Asked = Mutex<BTreeMap<String, u64>>;
 
 impl Origin {
     pub(crate) fn start(directory: &Path) -> Result<Self> {
@@ -23,23 +28,30 @@ impl Origin {
         let stopping = Arc::new(AtomicBool::new(false));
         let accepting = Arc::clone(&stopping);
         let directory: Arc<Path> = directory.into();
+        let asked = Arc::<Asked>::default();
+        let asking = Arc::clone(&asked);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if accepting.load(Ordering::Relaxed) {
                     return;
                 }
-                let directory = Arc::clone(&directory);
+                let (directory, asked) = (Arc::clone(&directory), Arc::clone(&asking));
                 std::thread::spawn(move || {
                     // A connection that breaks is the client's to notice.
-                    let _ = serve(&client, &directory);
+                    let _ = serve(&client, &directory, &asked);
                 });
             }
         });
-        Ok(Self { address, stopping })
+        Ok(Self { address, stopping, asked })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What was asked for since the last call, by path, and how often.
+    pub(crate) fn take_asked(&self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -56,10 +68,11 @@ struct Request {
     range: Option<String>,
 }
 
-fn serve(client: &TcpStream, directory: &Path) -> Result<()> {
+fn serve(client: &TcpStream, directory: &Path, asked: &Asked) -> Result<()> {
     client.set_nodelay(true)?;
     let mut reader = BufReader::new(client);
     while let Some(request) = read_request(&mut reader)? {
+        *asked.lock().unwrap_or_else(PoisonError::into_inner).entry(request.path.clone()).or_default() += 1;
         answer(client, directory, &request)?;
     }
     Ok(())

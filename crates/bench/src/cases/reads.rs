@@ -23,9 +23,9 @@ pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
 }
 
 /// A mounted directory, unmounted when dropped.
-struct Mounted<'a> {
-    directory: PathBuf,
-    unmount: Box<dyn Fn() + 'a>,
+pub(super) struct Mounted<'a> {
+    pub(super) directory: PathBuf,
+    pub(super) unmount: Box<dyn Fn() + 'a>,
 }
 
 impl Drop for Mounted<'_> {
@@ -46,16 +46,13 @@ fn through_mounts(bench: &Bench) -> Result<Section> {
         &["read", "plain loop", "p90", "cached", "p90", "times as long", "first read", "p90"],
     );
     let place = bench.published()?;
-    let image = bench.path("numpy.ext4");
+    let image = exported(bench)?;
     let cache = bench.path("reads");
     let snowmelt = |arguments: &[&str]| -> Result<()> {
         let output = bench.snowmelt(&place, &cache).args(arguments).output()?;
         ensure!(output.status.success(), "snowmelt {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     };
-    if !image.exists() {
-        snowmelt(&["export", "numpy", path_text(&image)?])?;
-    }
     let plain_directory = bench.path("plain-mount");
     std::fs::create_dir_all(&plain_directory)?;
     let status = Command::new("mount").args(["-o", "loop,ro"]).args([&image, &plain_directory]).status()?;
@@ -122,14 +119,25 @@ fn through_mounts(bench: &Bench) -> Result<Section> {
     Ok(section)
 }
 
+/// The image `numpy` as one file; made once for all cases.
+pub(super) fn exported(bench: &Bench) -> Result<PathBuf> {
+    let image = bench.path("numpy.ext4");
+    if !image.exists() {
+        let mut export = bench.snowmelt(&bench.published()?, &bench.path("published-cache"));
+        let output = export.args(["export", "numpy"]).arg(&image).output()?;
+        ensure!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(image)
+}
+
 /// A file to read: where, relative to the mount, and its size in bytes.
-struct LargeFile {
-    path: PathBuf,
-    size: u64,
+pub(super) struct LargeFile {
+    pub(super) path: PathBuf,
+    pub(super) size: u64,
 }
 
 /// Files of 1 MB and more, the largest first, so that every mount is read in the same order.
-fn large_files(root: &Path) -> Result<Vec<LargeFile>> {
+pub(super) fn large_files(root: &Path) -> Result<Vec<LargeFile>> {
     let output = Command::new("find")
         .arg(root)
         .args(["-xdev", "-type", "f", "-size", "+1000k", "-printf", "%s %P\\n"])
@@ -221,6 +229,6 @@ fn parts_of_a_read(bench: &Bench) -> Result<Vec<Section>> {
     Ok(vec![parts, steps])
 }
 
-fn path_text(path: &Path) -> Result<&str> {
+pub(super) fn path_text(path: &Path) -> Result<&str> {
     path.to_str().context("scratch paths are text")
 }

@@ -322,7 +322,7 @@ fn starts_wait_for_their_turn_or_are_refused() {
     let world = World::with_small();
     let options = ["--least-starts", "1", "--most-starts", "1", "--start-wait", "0s"];
     let worker = Worker::start(&world, &options);
-    // It counts for two seconds after its mount.
+    // It fetches chunks, so it counts for two seconds after its mount.
     let mut first = world.command(["run", "-i", "small", "sh", "-c", "echo ready; read line"]);
     let mut first = first.stdin(Stdio::piped()).spawn().unwrap();
     let output = read_until(&mut first, "ready");
@@ -340,6 +340,17 @@ fn starts_wait_for_their_turn_or_are_refused() {
         }
     });
     assert_eq!(world.worker_status()["refused_starts"], 0);
+}
+
+#[test]
+fn a_start_whose_chunks_are_here_counts_only_until_its_mount() {
+    let world = World::with_small();
+    let _worker = Worker::start(&world, &["--least-starts", "1", "--most-starts", "1"]);
+    world.snowmelt(["--load", "all", "run", "small", "true"]).success();
+    // It waits until the first counts no longer.
+    world.run(&[], &["true"]).success();
+    wait_until("no sandbox is left", || world.worker_status()["sandboxes"] == 0);
+    assert_eq!(world.worker_status()["starts"][1], 0);
 }
 
 #[test]

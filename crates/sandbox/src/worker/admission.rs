@@ -77,6 +77,31 @@ impl Drop for Admitted {
     }
 }
 
+impl Admitted {
+    /// It has mounted, and all that it asked for was on this machine: it asks nothing of the tiers beyond, and counts no longer; but
+    /// once more where it does ask for something before the time is over for which starts count.
+    pub(crate) fn spare(self) -> Spared {
+        Spared { until: Instant::now() + self.0.options.counts_for, admission: Arc::clone(&self.0) }
+    }
+}
+
+/// A start that did not need to be counted so far.
+#[derive(Debug)]
+pub(crate) struct Spared {
+    admission: Arc<Admission>,
+    until: Instant,
+}
+
+impl Spared {
+    /// It asks the tiers beyond after all. Gives what counts it, though there may be no room, and for how long; `None` where that is
+    /// over.
+    pub(crate) fn count(self) -> Option<(Admitted, Duration)> {
+        let left = self.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        self.admission.lock().running += 1;
+        Some((Admitted(self.admission), left))
+    }
+}
+
 /// Why a start was not let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
@@ -268,6 +293,22 @@ mod tests {
         let _first = patient.admit(|_| (), || true).unwrap();
         patient.admit(|_| (), || false).unwrap_err();
         assert_eq!(patient.stats().waiting, 0);
+    }
+
+    #[test]
+    fn who_needs_nothing_from_beyond_counts_only_once_it_does() {
+        let admission = admission(1, 1, Duration::ZERO);
+        let spared = admission.admit(|_| (), || true).unwrap().spare();
+        let second = admission.admit(|_| (), || true).unwrap();
+        let (first, left) = spared.count().unwrap();
+        assert!(left <= admission.options.counts_for);
+        assert_eq!(admission.stats().running, 2);
+        drop(second);
+        admission.admit(|_| (), || true).unwrap_err();
+        drop(first);
+        let late = Spared { until: Instant::now(), ..admission.admit(|_| (), || true).unwrap().spare() };
+        assert!(late.count().is_none());
+        assert_eq!(admission.stats().running, 0);
     }
 
     #[test]

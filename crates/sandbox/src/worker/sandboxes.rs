@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use snowmelt_store::{ImageLease, NameRecord, Store};
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Spared};
 use super::kept::{self, Kept};
 use super::messages::{Begin, Ending, FromAgent, HandedOver, StartRead, ToAgent};
 use super::started::Started;
@@ -60,7 +60,12 @@ struct Sandbox {
     store: Option<Arc<Store>>,
     lease: Option<LeaseKeeper>,
     handed_over: Option<(HandedOver, Vec<OwnedFd>)>,
+    /// Until it has mounted.
     admitted: Option<Admitted>,
+    /// Whether it asked for a chunk that was not on this machine.
+    has_fetched: bool,
+    /// From its mount on, where it has not.
+    spared: Option<Spared>,
     deaths: VecDeque<Instant>,
     /// Whether its agent has, which it does once: after that it is confined, and not believed as much.
     has_handed_over: bool,
@@ -89,11 +94,16 @@ impl Sandboxes {
         (self.table().len(), self.replaced.load(std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// Where a sandbox's chunks come from. Asked by its agent, as root until it has mounted and as its own user after that.
+    /// Where a sandbox's chunks come from. Asked when its agent wants one that is not on this machine, as root until it has mounted and as
+    /// its own user after that.
     pub(super) fn store_of(&self, sandbox: &str, user: u32) -> Option<Arc<Store>> {
-        let table = self.table();
-        let sandbox = table.get(sandbox)?;
-        if user == 0 || user == sandbox.kept.user { sandbox.store.clone() } else { None }
+        let mut table = self.table();
+        let sandbox = table.get_mut(sandbox).filter(|sandbox| user == 0 || user == sandbox.kept.user)?;
+        sandbox.has_fetched = true;
+        if let Some((admitted, left)) = sandbox.spared.take().and_then(Spared::count) {
+            release_later(admitted, left);
+        }
+        sandbox.store.clone()
     }
 
     /// Starts the agent of a new sandbox. Gives the processes of agent and worker.
@@ -141,6 +151,8 @@ impl Sandboxes {
             lease: None,
             handed_over: None,
             admitted: Some(admitted),
+            has_fetched: false,
+            spared: None,
             deaths: VecDeque::new(),
             has_handed_over: false,
         };
@@ -284,6 +296,8 @@ impl Sandboxes {
             lease: None,
             handed_over: Some((handed_over, held)),
             admitted: None,
+            has_fetched: false,
+            spared: None,
             deaths: VecDeque::new(),
             has_handed_over: true,
         };
@@ -321,7 +335,11 @@ impl Sandboxes {
                     sandbox.handed_over = Some((*handed_over, held));
                     sandbox.namespace = None;
                     if let Some(admitted) = sandbox.admitted.take() {
-                        release_later(admitted, counts_for);
+                        if sandbox.has_fetched {
+                            release_later(admitted, counts_for);
+                        } else {
+                            sandbox.spared = Some(admitted.spare());
+                        }
                     }
                 }
             }
@@ -415,6 +433,7 @@ impl Sandboxes {
         sandbox.stop_opener();
         sandbox.channel = None;
         sandbox.admitted = None;
+        sandbox.spared = None;
         if ending.is_none() && sandbox.handed_over.is_some() && !sandbox.has_died_too_often() {
             tracing::warn!(sandbox = id, "the agent ended: another goes on with what it served");
             self.replaced.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

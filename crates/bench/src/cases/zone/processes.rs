@@ -1,9 +1,8 @@
 //! What answers: cache nodes and nginx, each a process of its own on loopback.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,37 +12,22 @@ use snowmelt_zone::{Code, ShardKey, checksum};
 
 use super::{CHUNK_BYTES, Chunk};
 use crate::Bench;
+use crate::tiers::{Process, cache_node};
 
 /// More than all shards of all chunks.
 const MEMORY_BYTES: u64 = 1 << 30;
 
 /// A process that is killed when dropped.
 pub(super) struct Server {
-    child: Child,
+    process: Process,
     pub(super) address: SocketAddr,
-}
-
-/// How a cache node is started: it prints its address as its first line.
-fn node_command(bench: &Bench) -> Command {
-    let mut command = Command::new(bench.examples.join("cache_node"));
-    command.arg(MEMORY_BYTES.to_string());
-    command
 }
 
 impl Server {
     /// A cache node with nothing in it.
     pub(super) fn node(bench: &Bench) -> Result<Self> {
-        let mut command = node_command(bench);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(|| {
-            format!("starting {}: run `make bench`, which builds it", command.get_program().display())
-        })?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("standard output is piped")?).read_line(&mut line)?;
-        let address = line.trim().parse().with_context(|| format!("a node printed {line:?} for its address"));
-        // Made before the address is looked at, so that the process is killed where that is wrong.
-        let mut server = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
-        server.address = address?;
-        Ok(server)
+        let (process, address) = cache_node(bench, MEMORY_BYTES)?;
+        Ok(Self { process, address })
     }
 
     /// nginx with one worker, which answers for whole chunks just as a node does: from files in memory, by sendfile.
@@ -79,11 +63,11 @@ impl Server {
         let mut command = Command::new("nginx");
         command.arg("-p").arg(&folder).arg("-c").arg(&file).stdin(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("starting nginx: scripts/setup installs it")?;
-        let mut server = Self { child, address };
+        let mut server = Self { process: Process::from(child), address };
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(address).is_err() {
             let log = || std::fs::read_to_string(folder.join("error.log")).unwrap_or_default();
-            if let Some(status) = server.child.try_wait()? {
+            if let Some(status) = server.process.child.try_wait()? {
                 bail!("nginx ended ({status}): {}", log());
             }
             ensure!(Instant::now() < deadline, "nginx does not answer: {}", log());
@@ -93,7 +77,7 @@ impl Server {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
+        Ok(kill(Pid::from_raw(self.process.id()), signal)?)
     }
 
     /// From now on it does nothing, and its kernel takes what it is sent.
@@ -106,14 +90,12 @@ impl Server {
     }
 
     pub(super) fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+        self.process.kill()
     }
 
     /// Processor time so far, its own and the kernel's for it; proc(5).
     pub(super) fn processor_time(&self) -> Result<Duration> {
-        let file = format!("/proc/{}/stat", self.child.id());
+        let file = format!("/proc/{}/stat", self.process.id());
         let text = std::fs::read_to_string(&file)?;
         // The name in parentheses may have any bytes in it.
         let (_, fields) = text.rsplit_once(')').with_context(|| format!("{file} has another form"))?;
@@ -125,12 +107,5 @@ impl Server {
             .sum::<Result<_>>()?;
         let per_second = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks have a length")?;
         Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.kill();
     }
 }
