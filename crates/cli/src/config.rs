@@ -175,6 +175,30 @@ const MOST_RECORD_FOR: Duration = Duration::from_hours(1);
 const DEFAULT_OVERLAY: Size = Size(8 << 30);
 
 impl Config {
+    /// How another process of this program reaches the same store and keys: variables, as it reads them.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        let path = |path: &Path| path.display().to_string();
+        let previous: Vec<String> = self.previous_keys.iter().map(ToString::to_string).collect();
+        let some = [
+            ("ROOT", self.root.clone()),
+            ("S3_ENDPOINT", self.s3.endpoint.clone()),
+            ("S3_REGION", self.s3.region.clone()),
+            ("S3_PATH_STYLE", self.s3.path_style.map(|is_so| is_so.to_string())),
+            ("SALT_KEY", self.salt_key.as_ref().map(ToString::to_string)),
+            ("PREVIOUS_KEYS", (!previous.is_empty()).then(|| previous.join(","))),
+        ];
+        let always = [
+            ("STORE", self.store.clone()),
+            ("STATE_DIR", path(&self.state_dir)),
+            ("CACHE_DIR", path(&self.cache_dir)),
+            ("KEYS_DIR", path(&self.keys_dir)),
+            ("KEYS", self.keys.to_string()),
+            ("ALLOW_HTTP", self.allow_http.to_string()),
+        ];
+        let some = some.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        always.into_iter().chain(some).map(|(name, value)| (format!("SNOWMELT_{name}"), value)).collect()
+    }
+
     /// Reads the file and puts flags (which clap fills from the environment) over it.
     pub(crate) fn load(args: &GlobalArgs) -> Result<Self> {
         let file = ConfigFile::load(args)?;

@@ -1,7 +1,8 @@
 //! Which sandbox an invocation gets: one that is idle, or the first that becomes free or is started for those who wait.
 //!
 //! A sandbox runs one invocation at a time. Starts follow demand: there are never more on their way than invocations that wait, and who
-//! waits takes whichever sandbox is free first, so that a burst on a warm function is no burst of cold starts.
+//! waits takes whichever sandbox is free first, so that a burst on a warm function is no burst of cold starts. A sandbox is always in
+//! one phase, and what is told of it twice counts once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,9 @@ use tokio::sync::oneshot;
 
 use crate::api::ApiError;
 use crate::hosts::Host;
+
+/// Starts are counted over so long.
+const BURST_WINDOW: Duration = Duration::from_secs(10);
 
 /// Names what a sandbox runs: tenant, function, version, and the revision of that, since `$LATEST` changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,21 +55,28 @@ pub(crate) enum Wish {
     Start,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Idle,
+    Busy,
+}
+
 #[derive(Default)]
 pub(crate) struct Assignment(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     pools: HashMap<Key, Pool>,
-    /// Which pool a sandbox is of.
-    of: HashMap<String, Key>,
+    /// Every sandbox there is, and what it does.
+    of: HashMap<String, (Key, Phase)>,
 }
 
 #[derive(Default)]
 struct Pool {
     /// The last is the one that was used last: the others grow old.
     idle: Vec<(Host, Instant)>,
-    busy: HashMap<String, Host>,
+    busy: usize,
     starting: usize,
     waiting: VecDeque<oneshot::Sender<Assigned>>,
     /// When sandboxes were started of late.
@@ -74,11 +85,27 @@ struct Pool {
 
 impl Pool {
     fn concurrency(&self) -> usize {
-        self.busy.len() + self.waiting.len()
+        self.busy + self.waiting.len()
     }
 
     fn is_empty(&self) -> bool {
-        self.idle.is_empty() && self.busy.is_empty() && self.starting == 0 && self.waiting.is_empty()
+        self.idle.is_empty() && self.busy == 0 && self.starting == 0 && self.waiting.is_empty()
+    }
+
+    fn forget_old_starts(&mut self, now: Instant) {
+        while self.starts.front().is_some_and(|at| now.duration_since(*at) > BURST_WINDOW) {
+            self.starts.pop_front();
+        }
+    }
+
+    /// Whether those who wait need another sandbox; it counts as starting then.
+    fn wish(&mut self) -> Wish {
+        if self.waiting.len() > self.starting {
+            self.starting += 1;
+            Wish::Start
+        } else {
+            Wish::Nothing
+        }
     }
 }
 
@@ -98,6 +125,20 @@ pub(crate) enum Got {
     Warm(Host),
     /// It will be told. Perhaps one is to be started first.
     Later(oneshot::Receiver<Assigned>, Wish),
+}
+
+impl State {
+    /// Takes a sandbox out of the phase that it is in.
+    fn leave(&mut self, sandbox: &str) -> Option<(Key, Phase)> {
+        let (key, phase) = self.of.remove(sandbox)?;
+        let pool = self.pools.entry(key.clone()).or_default();
+        match phase {
+            Phase::Starting => pool.starting = pool.starting.saturating_sub(1),
+            Phase::Idle => pool.idle.retain(|(host, _)| host.sandbox != sandbox),
+            Phase::Busy => pool.busy = pool.busy.saturating_sub(1),
+        }
+        Some((key, phase))
+    }
 }
 
 impl Assignment {
@@ -130,21 +171,18 @@ impl Assignment {
         }
         let pool = state.pools.entry(key.clone()).or_default();
         if let Some((host, _)) = pool.idle.pop() {
-            pool.busy.insert(host.sandbox.clone(), host.clone());
+            pool.busy += 1;
+            state.of.insert(host.sandbox.clone(), (key.clone(), Phase::Busy));
             return Ok(Got::Warm(host));
         }
-        let starts = pool.starting <= pool.waiting.len();
-        if starts {
-            while pool.starts.front().is_some_and(|at| now.duration_since(*at) > Duration::from_secs(10)) {
-                pool.starts.pop_front();
-            }
-            if pool.starts.len() >= limits.burst && pool.starting == 0 && pool.busy.is_empty() {
-                return Err(ApiError::throttled("FunctionInvocationRateLimitExceeded", 1));
-            }
+        pool.forget_old_starts(now);
+        let needs_one = pool.starting <= pool.waiting.len();
+        if needs_one && pool.starts.len() >= limits.burst && pool.starting == 0 && pool.busy == 0 {
+            return Err(ApiError::throttled("FunctionInvocationRateLimitExceeded", 1));
         }
         let (sender, receiver) = oneshot::channel();
         pool.waiting.push_back(sender);
-        let wish = if starts && pool.starts.len() < limits.burst {
+        let wish = if needs_one && pool.starts.len() < limits.burst {
             pool.starting += 1;
             pool.starts.push_back(now);
             Wish::Start
@@ -154,104 +192,113 @@ impl Assignment {
         Ok(Got::Later(receiver, wish))
     }
 
-    /// A sandbox is being started, and will come as this.
+    /// A sandbox that was wished for is being started, and will come as this.
     pub(crate) fn starting(&self, sandbox: &str, key: &Key) {
-        self.lock().of.insert(sandbox.to_owned(), key.clone());
+        self.lock().of.insert(sandbox.to_owned(), (key.clone(), Phase::Starting));
     }
 
-    /// It waits for its first invocation, or for the next one. True if somebody is given it at once.
-    pub(crate) fn free(&self, host: &Host, is_new: bool, now: Instant) -> bool {
+    /// A sandbox of a service before this one: it counts as starting until it comes.
+    pub(crate) fn expect(&self, sandbox: &str, key: &Key) {
         let mut state = self.lock();
-        let Some(key) = state.of.get(&host.sandbox).cloned() else { return false };
-        let pool = state.pools.entry(key).or_default();
-        if is_new {
-            pool.starting = pool.starting.saturating_sub(1);
+        state.pools.entry(key.clone()).or_default().starting += 1;
+        state.of.insert(sandbox.to_owned(), (key.clone(), Phase::Starting));
+    }
+
+    /// It waits for an invocation. True if somebody is given it at once.
+    pub(crate) fn free(&self, host: &Host, now: Instant) -> bool {
+        let mut state = self.lock();
+        if state.of.get(&host.sandbox).is_none_or(|(_, phase)| *phase == Phase::Idle) {
+            return false;
         }
-        pool.busy.remove(&host.sandbox);
+        let Some((key, _)) = state.leave(&host.sandbox) else { return false };
+        let pool = state.pools.entry(key.clone()).or_default();
         while let Some(waiting) = pool.waiting.pop_front() {
-            pool.busy.insert(host.sandbox.clone(), host.clone());
             if waiting.send(Ok(host.clone())).is_ok() {
+                pool.busy += 1;
+                state.of.insert(host.sandbox.clone(), (key, Phase::Busy));
                 return true;
             }
             // Who waited has gone.
-            pool.busy.remove(&host.sandbox);
         }
         pool.idle.push((host.clone(), now));
+        state.of.insert(host.sandbox.clone(), (key, Phase::Idle));
         false
     }
 
     /// It is at an invocation that began before this service did.
     pub(crate) fn adopt_busy(&self, host: &Host) {
         let mut state = self.lock();
-        let Some(key) = state.of.get(&host.sandbox).cloned() else { return };
-        state.pools.entry(key).or_default().busy.insert(host.sandbox.clone(), host.clone());
+        if let Some((key, _)) = state.leave(&host.sandbox) {
+            state.pools.entry(key.clone()).or_default().busy += 1;
+            state.of.insert(host.sandbox.clone(), (key, Phase::Busy));
+        }
     }
 
-    /// It never came to its first invocation: the first who waits is told why. Gives whether another is to be started.
-    pub(crate) fn failed_to_start(&self, sandbox: &str, failure: &StartFailure) -> Option<(Key, Wish)> {
+    /// It is no more. Where it never came to its first invocation, the first who waits is told why. Gives whether another is to be
+    /// started for who waits.
+    pub(crate) fn gone(&self, sandbox: &str, failure: Option<&StartFailure>) -> Option<(Key, Wish)> {
         let mut state = self.lock();
-        let key = state.of.remove(sandbox)?;
-        let pool = state.pools.get_mut(&key)?;
-        pool.starting = pool.starting.saturating_sub(1);
-        while let Some(waiting) = pool.waiting.pop_front() {
-            if waiting.send(Err(failure.clone())).is_ok() {
-                break;
+        let (key, phase) = state.leave(sandbox)?;
+        let pool = state.pools.entry(key.clone()).or_default();
+        if let (Phase::Starting, Some(failure)) = (phase, failure) {
+            while let Some(waiting) = pool.waiting.pop_front() {
+                if waiting.send(Err(failure.clone())).is_ok() {
+                    break;
+                }
             }
         }
-        let wish = if pool.waiting.len() > pool.starting {
-            pool.starting += 1;
-            Wish::Start
-        } else {
-            Wish::Nothing
-        };
+        let wish = pool.wish();
         Some((key, wish))
     }
 
-    /// It is no more. Gives whether another is to be started for who waits.
-    pub(crate) fn gone(&self, sandbox: &str) -> Option<(Key, Wish)> {
+    /// What was wished for cannot be started: everybody who waits is told.
+    pub(crate) fn give_up(&self, key: &Key, failure: &StartFailure) {
         let mut state = self.lock();
-        let key = state.of.remove(sandbox)?;
-        let pool = state.pools.get_mut(&key)?;
-        pool.idle.retain(|(host, _)| host.sandbox != sandbox);
-        pool.busy.remove(sandbox);
-        let wish = if pool.waiting.len() > pool.starting {
-            pool.starting += 1;
-            Wish::Start
-        } else {
-            Wish::Nothing
-        };
-        if pool.is_empty() {
-            state.pools.remove(&key);
+        let Some(pool) = state.pools.get_mut(key) else { return };
+        pool.starting = pool.starting.saturating_sub(1);
+        for waiting in pool.waiting.drain(..) {
+            // Who waited may have gone.
+            let _ = waiting.send(Err(failure.clone()));
         }
-        Some((key, wish))
     }
 
-    /// Sandboxes that have been idle for too long, or run what `is_current` says is no more: they are taken out, and are to be ended.
+    /// What there are pools of.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.lock().pools.keys().cloned().collect()
+    }
+
+    /// Whether there is a sandbox of those that fit, or somebody waits for one.
+    pub(crate) fn has_any(&self, fits: &dyn Fn(&Key) -> bool) -> bool {
+        self.lock().pools.iter().any(|(key, pool)| !pool.is_empty() && fits(key))
+    }
+
+    /// Sandboxes that have been idle for too long, or run what is not `current` any more: they are taken out, and are to be ended.
     pub(crate) fn reap(&self, idle: Duration, now: Instant, is_current: &dyn Fn(&Key) -> bool) -> Vec<Host> {
         let mut state = self.lock();
         let mut reaped = Vec::new();
         for (key, pool) in &mut state.pools {
             let stays = is_current(key);
-            let mut kept = Vec::new();
-            for (host, since) in pool.idle.drain(..) {
-                if stays && now.duration_since(since) < idle {
-                    kept.push((host, since));
-                } else {
-                    reaped.push(host);
-                }
-            }
+            let (kept, old) = pool.idle.drain(..).partition(|(_, since)| stays && now.duration_since(*since) < idle);
             pool.idle = kept;
+            let old: Vec<(Host, Instant)> = old;
+            reaped.extend(old.into_iter().map(|(host, _)| host));
+            pool.forget_old_starts(now);
         }
+        for host in &reaped {
+            state.of.remove(&host.sandbox);
+        }
+        state.pools.retain(|_, pool| !pool.is_empty() || !pool.starts.is_empty());
         reaped
     }
 
+    /// How many of those that fit there are.
     #[cfg(test)]
     pub(crate) fn counts(&self, fits: &dyn Fn(&Key) -> bool) -> Counts {
         let state = self.lock();
         let pools = state.pools.iter().filter(|(key, _)| fits(key));
         pools.fold(Counts::default(), |counts, (_, pool)| Counts {
             idle: counts.idle + pool.idle.len(),
-            busy: counts.busy + pool.busy.len(),
+            busy: counts.busy + pool.busy,
             starting: counts.starting + pool.starting,
             waiting: counts.waiting + pool.waiting.len(),
         })

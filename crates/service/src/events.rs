@@ -4,7 +4,8 @@
 //! function says. So it is run at least once. A function that fails is run again twice, after one minute and after two; what keeps an
 //! event from being run at all (throttling, an image that is not there yet) is tried again for as long as the event may get old.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,9 @@ use crate::{FunctionName, Qualifier};
 const EVENTS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("events");
 /// Events that are being run.
 const MOST_AT_ONCE: usize = 256;
+/// Of one tenant.
+const MOST_OF_TENANT: usize = 64;
+const BACK_AFTER_MS: u64 = 50;
 /// After what keeps an event from being run.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
@@ -65,6 +69,26 @@ pub(crate) struct Events {
     changed: Notify,
     /// Before a failed run is repeated for the first time; twice as long before the second.
     retry_after: Duration,
+    /// How many of a tenant's are being run.
+    running: Mutex<HashMap<String, usize>>,
+}
+
+/// A tenant's event that is being run.
+struct Turn<'a> {
+    events: &'a Events,
+    tenant: String,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut running = self.events.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = running.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 fn now_ms() -> u64 {
@@ -96,11 +120,34 @@ impl Events {
                 Err(error) => tracing::error!(%error, number = number.value(), "an event is not understood and stays"),
             }
         }
-        Ok(Self { database, due: Mutex::new(due), next: Mutex::new(next), changed: Notify::new(), retry_after })
+        Ok(Self {
+            database,
+            due: Mutex::new(due),
+            next: Mutex::new(next),
+            changed: Notify::new(),
+            retry_after,
+            running: Mutex::default(),
+        })
     }
 
     fn due(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tenant's turn; `None` while as many of its events are being run as may be.
+    fn turn(&self, tenant: &str) -> Option<Turn<'_>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = running.entry(tenant.to_owned()).or_default();
+        if *count >= MOST_OF_TENANT {
+            return None;
+        }
+        *count += 1;
+        Some(Turn { events: self, tenant: tenant.to_owned() })
+    }
+
+    fn put_back(&self, number: u64, due_ms: u64) {
+        self.due().insert((due_ms, number));
+        self.changed.notify_one();
     }
 
     /// Takes an event: it is on the disk when this returns.
@@ -176,7 +223,7 @@ pub(crate) async fn dispatch(service: Weak<Service>) {
     let room = Arc::new(Semaphore::new(MOST_AT_ONCE));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let Some(strong) = service.upgrade() else { return };
+        let Some(strong) = service.upgrade().filter(|service| !service.is_closing()) else { return };
         let now = now_ms();
         let (taken, wait) = {
             let mut due = strong.events.due();
@@ -196,9 +243,15 @@ pub(crate) async fn dispatch(service: Weak<Service>) {
         };
         tokio::spawn(async move {
             let _permit = permit;
-            if let Some(event) = strong.events.read(number) {
-                deal_with(&strong, number, event).await;
-            }
+            let Some(event) = strong.events.read(number) else {
+                tracing::error!(number, "an event cannot be read: the next service tries again");
+                return;
+            };
+            // Where so many of the tenant's are running, those of other tenants have their turn.
+            let Some(_turn) = strong.events.turn(&event.tenant) else {
+                return strong.events.put_back(number, now_ms() + BACK_AFTER_MS);
+            };
+            deal_with(&strong, number, event).await;
         });
     }
 }
@@ -219,6 +272,10 @@ async fn deal_with(service: &Arc<Service>, number: u64, mut event: Event) {
     // A function that was deleted has nobody to be told.
     let Some(config) = config else { return remove(service, number).await };
     let outcome = attempt(service, &event).await;
+    // What ended with the service is not the function's fault: the next one runs it.
+    if service.is_closing() && !matches!(outcome, Outcome::Succeeded(_)) {
+        return;
+    }
     let age = Duration::from_millis(now_ms().saturating_sub(event.accepted_ms));
     let most_age = Duration::from_secs(config.most_age_seconds.into());
     let (condition, pause) = match &outcome {
@@ -302,7 +359,7 @@ async fn finish(
     let destination = if condition == "Success" { &config.on_success } else { &config.on_failure };
     if let Some(destination) = destination {
         let record = record(service, event, condition, outcome);
-        if let Err(error) = deliver(service, event, destination, &record).await {
+        if let Err(error) = deliver_patiently(service, event, config, destination, &record).await {
             tracing::error!(function = event.function, destination, error, "what became of an event is not told");
             let line = format!("{} Destination {destination}: {error}\n", event.id);
             service.logs.add(&event.tenant, &event.function, line.as_bytes());
@@ -341,12 +398,36 @@ fn record(service: &Service, event: &Event, condition: &str, outcome: &Outcome) 
     all
 }
 
+/// A destination that fails is tried again, for as long as the event may get old or the service lives.
+async fn deliver_patiently(
+    service: &Arc<Service>,
+    event: &Event,
+    config: &EventConfig,
+    destination: &str,
+    record: &Value,
+) -> Result<(), String> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Err(error) = deliver(service, event, destination, record).await else { return Ok(()) };
+        let age = Duration::from_millis(now_ms().saturating_sub(event.accepted_ms));
+        if age + pause > Duration::from_secs(config.most_age_seconds.into()) || service.is_closing() {
+            return Err(error);
+        }
+        tracing::warn!(function = event.function, destination, error, "a destination is tried again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 async fn deliver(service: &Arc<Service>, event: &Event, destination: &str, record: &Value) -> Result<(), String> {
+    check_destination(service, &event.tenant, destination).map_err(|error| error.message().to_owned())?;
     if let Some(path) = destination.strip_prefix("file://") {
         use std::io::Write as _;
         let (path, line) = (path.to_owned(), format!("{record}\n"));
         let append = move || {
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+            let mut options = std::fs::OpenOptions::new();
+            options.create(true).append(true).custom_flags(nix::libc::O_NOFOLLOW);
+            let mut file = options.open(path)?;
             file.write_all(line.as_bytes())?;
             file.sync_data()
         };
@@ -356,8 +437,8 @@ async fn deliver(service: &Arc<Service>, event: &Event, destination: &str, recor
             .map_err(|error| error.to_string());
     }
     if destination.starts_with("http://") || destination.starts_with("https://") {
-        let client =
-            reqwest::Client::builder().timeout(DELIVERY_PATIENCE).build().map_err(|error| error.to_string())?;
+        let client = reqwest::Client::builder().timeout(DELIVERY_PATIENCE).redirect(reqwest::redirect::Policy::none());
+        let client = client.build().map_err(|error| error.to_string())?;
         let request = client.post(destination).header("content-type", "application/json").body(record.to_string());
         let answer = request.send().await.map_err(|error| error.to_string())?;
         return if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) };
@@ -376,21 +457,26 @@ async fn deliver(service: &Arc<Service>, event: &Event, destination: &str, recor
 /// Where records may go: checked when it is set.
 pub(crate) fn check_destination(service: &Service, tenant: &str, destination: &str) -> Result<(), ApiError> {
     if let Some(path) = destination.strip_prefix("file://") {
-        // Anybody who may call could have root write anywhere.
-        let folder = service.options.destinations.as_ref();
+        // Anybody who may call could have root write anywhere, or what is another tenant's.
+        let folder = service.options.destinations.as_ref().map(|folder| folder.join(tenant));
         let is_inside = folder.is_some_and(|folder| {
             let parent = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok());
-            parent.is_some() && parent == folder.canonicalize().ok() && !Path::new(path).is_symlink()
+            parent.is_some() && parent == folder.canonicalize().ok()
         });
         return if is_inside {
             Ok(())
         } else {
             Err(ApiError::invalid(format!(
-                "Destination {destination}: files are written only to the folder that `snowmelt serve --destinations DIR` names"
+                "Destination {destination}: files are written only to the folder {tenant} in the one that `snowmelt serve --destinations DIR` names"
             )))
         };
     }
     if destination.starts_with("http://") || destination.starts_with("https://") {
+        if !service.options.allows_http_destinations {
+            return Err(ApiError::invalid(format!(
+                "Destination {destination}: addresses are not allowed: `snowmelt serve --allow-http-destinations` allows them"
+            )));
+        }
         return reqwest::Url::parse(destination)
             .map(drop)
             .map_err(|error| ApiError::invalid(format!("Destination {destination}: {error}")));

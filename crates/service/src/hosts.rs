@@ -1,30 +1,38 @@
 //! Sandboxes as the service sees them: each is a host that has come to our socket.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::link::{self, FromHost, ToHost};
+use crate::service::Service;
 
 /// Messages for a host that does not read them yet.
 const MOST_WAITING: usize = 64;
+/// How long a host may take to end by itself.
+const KILL_AFTER: Duration = Duration::from_secs(2);
 
 /// The way to one sandbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     pub(crate) sandbox: String,
     to: mpsc::Sender<(ToHost, Bytes)>,
+    /// Its process, held so that its number stays its own.
+    process: Option<Arc<OwnedFd>>,
 }
 
 impl Host {
     /// One that nobody hears.
     #[cfg(test)]
     pub(crate) fn nowhere(sandbox: &str) -> Self {
-        Self { sandbox: sandbox.to_owned(), to: mpsc::channel(1).0 }
+        Self { sandbox: sandbox.to_owned(), to: mpsc::channel(1).0, process: None }
     }
 
     /// Tells it something. One that is gone is not told, and is known to be gone soon.
@@ -36,34 +44,35 @@ impl Host {
     pub(crate) fn tell_now(&self, message: ToHost) {
         let _ = self.to.try_send((message, Bytes::new()));
     }
+
+    /// Ends it, and with it its sandbox: by its own hand, or soon by the kernel's.
+    pub(crate) fn kill(&self) {
+        self.tell_now(ToHost::Kill);
+        let Some(process) = self.process.clone() else { return };
+        tokio::spawn(async move {
+            tokio::time::sleep(KILL_AFTER).await;
+            // One that is gone is not there to be killed.
+            let _ = pidfd_send_signal(&*process, Signal::KILL);
+        });
+    }
 }
 
 /// What a sandbox is doing when its host comes.
 #[derive(Clone, Debug)]
 pub(crate) struct Came {
-    /// Its runtime has begun.
-    pub(crate) is_ready: bool,
+    /// How often its runtime has asked for an invocation.
+    pub(crate) asks: u64,
     /// It waits for an invocation.
     pub(crate) is_asking: bool,
     /// What it is at.
     pub(crate) invocation: Option<String>,
 }
 
-/// Who hears what a host says.
-pub(crate) trait Listener: Send + Sync + 'static {
-    /// A host has come. False if there is no such sandbox: it is then to end.
-    fn came(&self, host: &Host, state: &Came) -> bool;
-    /// It says something.
-    fn said(&self, host: &Host, message: FromHost, body: Bytes);
-    /// Its connection has ended.
-    fn gone(&self, host: &Host);
-}
-
 /// Listens for hosts.
 ///
 /// # Errors
 /// Those of the system.
-pub(crate) fn listen(socket: &Path, listener: Arc<dyn Listener>) -> std::io::Result<tokio::task::JoinHandle<()>> {
+pub(crate) fn listen(socket: &Path, service: Arc<Service>) -> std::io::Result<tokio::task::JoinHandle<()>> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -72,7 +81,7 @@ pub(crate) fn listen(socket: &Path, listener: Arc<dyn Listener>) -> std::io::Res
     Ok(tokio::spawn(async move {
         loop {
             match hosts.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&listener)))),
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&service)))),
                 Err(error) => {
                     tracing::warn!(%error, "a sandbox's host is not heard");
                     tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -82,14 +91,16 @@ pub(crate) fn listen(socket: &Path, listener: Arc<dyn Listener>) -> std::io::Res
     }))
 }
 
-async fn serve(stream: UnixStream, listener: Arc<dyn Listener>) {
+async fn serve(stream: UnixStream, service: Arc<Service>) {
     // Whoever may connect is root: the socket's folder is root's. It may still be another's mistake.
+    let pid = stream.peer_cred().ok().and_then(|peer| Pid::from_raw(peer.pid()?));
+    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).map(Arc::new);
     let (mut from, mut to) = stream.into_split();
     let hello = link::receive(&mut from).await;
-    let Ok(Some((FromHost::Hello { sandbox, is_ready, is_asking, invocation }, _))) = hello else { return };
+    let Ok(Some((FromHost::Hello { sandbox, asks, is_asking, invocation }, _))) = hello else { return };
     let (sender, mut messages) = mpsc::channel::<(ToHost, Bytes)>(MOST_WAITING);
-    let host = Host { sandbox, to: sender };
-    if !listener.came(&host, &Came { is_ready, is_asking, invocation }) {
+    let host = Host { sandbox, to: sender, process };
+    if !service.came(&host, &Came { asks, is_asking, invocation }) {
         let _ = link::send(&mut to, &ToHost::Kill, &[]).await;
         return;
     }
@@ -104,7 +115,7 @@ async fn serve(stream: UnixStream, listener: Arc<dyn Listener>) {
         match link::receive::<FromHost>(&mut from).await {
             Ok(Some((message, body))) => {
                 let is_last = matches!(message, FromHost::Exited { .. });
-                listener.said(&host, message, body);
+                service.said(&host, message, body).await;
                 if is_last {
                     break;
                 }
@@ -117,7 +128,7 @@ async fn serve(stream: UnixStream, listener: Arc<dyn Listener>) {
         }
     }
     speak.abort();
-    listener.gone(&host);
+    service.host_gone(&host);
 }
 
 /// A table of what is there, by name.

@@ -25,7 +25,7 @@ pub(crate) struct Given {
     /// The request's id, where it has one already.
     pub(crate) id: Option<String>,
     /// Where parts of the answer go as they come, in place of the whole.
-    pub(crate) stream: Option<mpsc::UnboundedSender<Bytes>>,
+    pub(crate) stream: Option<mpsc::Sender<Bytes>>,
 }
 
 /// What came of it.
@@ -37,6 +37,25 @@ pub(crate) struct Invoked {
     /// How the function failed, where it did.
     pub(crate) error: Option<&'static str>,
     pub(crate) tail: Option<String>,
+}
+
+/// An answer that is not streamed: 6 MB, and a little for what AWS counts otherwise.
+pub(crate) const MOST_ANSWER: usize = 6 * 1024 * 1024 + 102_400;
+
+/// What a sandbox gave.
+struct Answer {
+    body: Bytes,
+    tail: Option<String>,
+    error: Option<&'static str>,
+}
+
+/// Ends the wait for an invocation's answers, however its run ends.
+struct Forget<'a>(&'a Service, &'a str);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.forget_answers(self.1);
+    }
 }
 
 /// Which code is meant.
@@ -99,13 +118,20 @@ impl Service {
             error: Some("Unhandled"),
             tail: given.wants_tail.then(String::new),
         };
-        let host = match self.assigned(&key, &function, &version).await? {
-            Ok(host) => host,
-            Err(StartFailure { payload }) => return Ok(failed(payload)),
-        };
         let timeout = Duration::from_secs(version.settings.timeout.into());
+        let _waiting = Forget(self, &id);
         let mut pieces = self.expect(&id);
-        self.gave(&host.sandbox, &id);
+        // A sandbox may go in the moment that it is given.
+        let (host, deadline) = loop {
+            let host = match self.assigned(&key, &function, &version).await? {
+                Ok(host) => host,
+                Err(StartFailure { payload }) => return Ok(failed(payload)),
+            };
+            let deadline = Instant::now() + timeout;
+            if self.gave(&host.sandbox, &id, deadline) {
+                break (host, deadline);
+            }
+        };
         let invocation = Invocation {
             id: id.clone(),
             deadline_ms: milliseconds(SystemTime::now() + timeout),
@@ -115,42 +141,54 @@ impl Service {
             wants_tail: given.wants_tail,
         };
         host.tell(ToHost::Invoke(Box::new(invocation)), given.payload.clone()).await;
-        let deadline = tokio::time::Instant::now() + timeout;
+        let answer = self.collect(&mut pieces, &given);
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Some(Answer { body, tail, error })) => {
+                Ok(Invoked { id: id.clone(), number: number.clone(), body, error, tail })
+            }
+            Ok(None) => Err(ApiError::service("the sandbox was lost")),
+            Err(_elapsed) => {
+                self.kill_at(&host, &id);
+                let seconds = timeout.as_secs_f64();
+                let now = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ");
+                let line = format!("{now} {id} Task timed out after {seconds:.2} seconds\n\n");
+                self.logs.add(&key.tenant, &key.function, line.as_bytes());
+                let message = format!("RequestId: {id} Error: Task timed out after {seconds:.2} seconds");
+                let body = json!({ "errorType": "Sandbox.Timedout", "errorMessage": message });
+                Ok(failed(body.to_string().into()))
+            }
+        }
+    }
+
+    /// Takes an answer together, or passes it on as it comes.
+    async fn collect(&self, pieces: &mut mpsc::Receiver<Piece>, given: &Given) -> Option<Answer> {
         let mut all = Vec::new();
-        let take = |all: &mut Vec<u8>, bytes: Bytes| match &given.stream {
-            // Who read them may be gone.
-            Some(stream) => drop(stream.send(bytes)),
-            None => all.extend_from_slice(&bytes),
-        };
         loop {
-            match tokio::time::timeout_at(deadline, pieces.recv()).await {
-                Ok(Some(Piece::Data(bytes))) => take(&mut all, bytes),
-                Ok(Some(Piece::Done { body, tail })) => {
-                    let body = if given.stream.is_none() && all.is_empty() {
-                        body
-                    } else {
-                        take(&mut all, body);
-                        all.into()
-                    };
-                    return Ok(Invoked { id, number, body, error: None, tail });
-                }
-                Ok(Some(Piece::Failed { body, tail, kind })) => {
+            let (bytes, end) = match pieces.recv().await? {
+                Piece::Data(bytes) => (bytes, None),
+                Piece::Done { body, tail } => (body, Some(tail)),
+                Piece::Failed { body, tail, kind } => {
                     let body = if body.is_empty() { json!({ "errorType": kind }).to_string().into() } else { body };
-                    return Ok(Invoked { id, number, body, error: Some("Unhandled"), tail });
+                    return Some(Answer { body, tail, error: Some("Unhandled") });
                 }
-                Ok(None) => return Err(ApiError::service("the sandbox was lost")),
-                Err(_elapsed) => {
-                    self.kill(&host).await;
-                    let seconds = timeout.as_secs_f64();
-                    let line = format!(
-                        "{} {id} Task timed out after {seconds:.2} seconds\n\n",
-                        chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ")
-                    );
-                    self.logs.add(&key.tenant, &key.function, line.as_bytes());
-                    let message = format!("RequestId: {id} Error: Task timed out after {seconds:.2} seconds");
-                    let body = json!({ "errorType": "Sandbox.Timedout", "errorMessage": message });
-                    return Ok(failed(body.to_string().into()));
+            };
+            match &given.stream {
+                // Who read them may be gone: the function goes on.
+                Some(stream) => drop(stream.send(bytes).await),
+                None if all.is_empty() && end.is_some() => {
+                    return end.map(|tail| Answer { body: bytes, tail, error: None });
                 }
+                None => all.extend_from_slice(&bytes),
+            }
+            if all.len() > MOST_ANSWER {
+                let kind = "Function.ResponseSizeTooLarge";
+                let message =
+                    format!("Response payload size exceeded maximum allowed payload size ({MOST_ANSWER} bytes).");
+                let body = json!({ "errorType": kind, "errorMessage": message }).to_string().into();
+                return Some(Answer { body, tail: None, error: Some("Unhandled") });
+            }
+            if let Some(tail) = end {
+                return Some(Answer { body: all.into(), tail, error: None });
             }
         }
     }
@@ -162,6 +200,9 @@ impl Service {
         function: &Function,
         version: &Version,
     ) -> Result<Result<Host, StartFailure>, ApiError> {
+        if self.is_closing() {
+            return Err(ApiError::service("the service is ending: try again"));
+        }
         match self.assignment.acquire(key, function.reserved_concurrency, &self.limits, Instant::now())? {
             Got::Warm(host) => Ok(Ok(host)),
             Got::Later(waiting, wish) => {

@@ -22,17 +22,16 @@ const MOST_BODY: usize = 64 << 20;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromHost {
     /// The first message: which sandbox it has, and what that is doing.
-    Hello { sandbox: String, is_ready: bool, is_asking: bool, invocation: Option<String> },
-    /// The runtime asks for an invocation: after an answer it is free only then. The first time, it says how long it took to begin.
-    Asks { init_ms: Option<f64> },
+    Hello { sandbox: String, asks: u64, is_asking: bool, invocation: Option<String> },
+    /// The runtime asks for an invocation, for the how many-th time: after an answer it is free only then. A new service hears of the last
+    /// one twice, by [`FromHost::Hello`] too.
+    Asks { number: u64 },
     /// It said that it cannot begin. [its error]
     InitError { kind: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
-    Response { id: String, content_type: Option<String>, tail: Option<String>, is_last: bool },
-    /// It failed. [error]
+    Response { id: String, tail: Option<String>, is_last: bool },
+    /// It failed, perhaps with an answer begun. [error]
     Failed { id: String, kind: String, tail: Option<String> },
-    /// The answer was begun and cannot be ended.
-    Broken { id: String, kind: String, tail: Option<String> },
     /// [a part of the log]
     Log,
     /// The sandbox has ended; nothing follows.

@@ -13,6 +13,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// A file that has become so long is put aside, in place of the one that was before.
 const MOST_BYTES: u64 = 64 << 20;
+/// Files that are kept open.
+const MOST_OPEN: usize = 128;
 
 pub(crate) struct Logs {
     folder: PathBuf,
@@ -35,6 +37,9 @@ impl Logs {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let written = (|| {
             if !open.contains_key(&path) {
+                if open.len() >= MOST_OPEN {
+                    open.clear();
+                }
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder)?;
                 }

@@ -37,6 +37,9 @@ pub(crate) struct Function {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Version {
     pub(crate) code: Code,
+    /// What the code is to be, until it is.
+    #[serde(default)]
+    pub(crate) wanted: Option<String>,
     pub(crate) settings: Settings,
     pub(crate) state: State,
     pub(crate) last_update: Update,
@@ -172,6 +175,16 @@ impl Function {
         versions.any(|version| version.code.image.as_deref() == Some(image))
     }
 
+    /// The version of a number, if it is the revision that is meant.
+    pub(crate) fn with_revision(&self, number: &str, revision: &str) -> Option<&Version> {
+        let (_, version) = self.resolve(Some(&Qualifier::parse(number).ok()?), 0.0)?;
+        (version.revision == revision).then_some(version)
+    }
+
+    pub(crate) fn has_revision(&self, number: &str, revision: &str) -> bool {
+        self.with_revision(number, revision).is_some()
+    }
+
     /// A version's configuration, as clients see it. `qualifier` is what the caller asked for.
     pub(crate) fn configuration(
         &self,
@@ -210,6 +223,13 @@ impl Function {
         version.state.show(fields);
         version.last_update.show(fields);
         all
+    }
+}
+
+impl Version {
+    /// Whether a change of it is under way.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.state == State::Pending || self.last_update == Update::InProgress
     }
 }
 

@@ -1,9 +1,8 @@
 //! The API over HTTP.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -12,23 +11,30 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::FunctionName;
 use crate::api::{self, ApiError, event_stream};
 use crate::control::{Input, Success, act};
 use crate::invoke::{Given, Invoked, Target};
 use crate::model::new_id;
-use crate::service::Service;
+use crate::service::{AccessKey, Service};
 use crate::sigv4::{Claim, Signed};
 
 /// A synchronous payload, and what asynchronous ones may have: 6 MB and 1 MB.
 const MOST_PAYLOAD: usize = 6 * 1024 * 1024;
 const MOST_EVENT: usize = 1024 * 1024;
-/// Any body.
-const MOST_BODY: usize = 70 << 20;
+/// Bodies of the other actions.
+const MOST_BODY: usize = 1 << 20;
+/// Parts of a stream that wait for who reads it.
+const MOST_PARTS: usize = 4;
+/// Connections at once, and how long a head and a body may take.
+const MOST_CONNECTIONS: usize = 4096;
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+const BODY_PATIENCE: Duration = Duration::from_mins(2);
 /// Who calls without a key.
 const ANYBODY: &str = "default";
 
@@ -39,8 +45,10 @@ type Answer = Response<BoxBody<Bytes, Infallible>>;
 /// # Errors
 /// None that ends it; what is wrong with a connection is that connection's.
 pub async fn serve(service: Arc<Service>, listener: TcpListener) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -51,16 +59,20 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener) {
         let _ = stream.set_nodelay(true);
         let service = Arc::clone(&service);
         tokio::spawn(async move {
+            let _permit = permit;
             let answering = service_fn(move |request| {
                 let service = Arc::clone(&service);
-                async move { Ok::<_, Infallible>(answer(&service, request, peer).await) }
+                async move { Ok::<_, Infallible>(answer(&service, request).await) }
             });
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answering).await;
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+            // What is wrong with a connection is its caller's affair.
+            let _ = server.serve_connection(TokioIo::new(stream), answering).await;
         });
     }
 }
 
-async fn answer(service: &Arc<Service>, request: Request<Incoming>, _peer: SocketAddr) -> Answer {
+async fn answer(service: &Arc<Service>, request: Request<Incoming>) -> Answer {
     let id = new_id();
     let mut answer = match handle(service, request).await {
         Ok(answer) => answer,
@@ -102,48 +114,104 @@ fn json(status: u16, body: Option<&Value>) -> Answer {
 
 async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MOST_BODY).collect().await;
-    let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
-        Some(_) => ApiError::too_large(format!("Request must be smaller than {MOST_BODY} bytes")),
-        None => ApiError::invalid_content(format!("the request did not come as a whole: {error}")),
-    })?;
-    let body = body.to_bytes();
     let headers: Vec<(String, String)> = head
         .headers
         .iter()
         .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
     let (method, path, query) = (head.method.as_str(), head.uri.path(), head.uri.query().unwrap_or(""));
-    let signed = Signed { method, path, query, headers: &headers, body: &body };
-    let tenant = authenticate(service, &signed)?;
+    let signed = |body| Signed { method, path, query, headers: &headers, body };
+    // Who has no key is not listened to for longer than that takes.
+    let caller = Caller::find(service, &signed(&[]))?;
     let route = api::find(method, path, query)
         .ok_or_else(|| ApiError::unknown_operation(format!("AWS Lambda has no {method} {path}")))?;
+    let is_invocation = matches!(route.action, "Invoke" | "InvokeWithResponseStream");
+    let most = if is_invocation { MOST_PAYLOAD } else { MOST_BODY };
+    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, most).collect()).await;
+    let body = body.map_err(|_| ApiError::invalid_content("the request did not come as a whole in time"))?;
+    let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
+        Some(_) => ApiError::too_large(format!("Request must be smaller than {most} bytes for {}", route.action)),
+        None => ApiError::invalid_content(format!("the request did not come as a whole: {error}")),
+    })?;
+    let body = body.to_bytes();
+    let tenant = caller.verify(&signed(&body))?;
     let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
-    if matches!(route.action, "Invoke" | "InvokeWithResponseStream") {
+    if is_invocation {
         let is_streamed = route.action != "Invoke";
         let input =
             Input { tenant, path: route.parameters, query: api::query_values(query), body: serde_json::Map::new() };
         return invoke(service, &input, header, body, is_streamed).await;
     }
     let input = Input { tenant, path: route.parameters, query: api::query_values(query), body: Input::body(&body)? };
-    let Success { status, body } = act(service, route.action, &input)?;
+    // It is written to the disk, which takes its time.
+    let (service, action) = (Arc::clone(service), route.action);
+    let handle = tokio::runtime::Handle::current();
+    let acted = tokio::task::spawn_blocking(move || {
+        let _context = handle.enter();
+        act(&service, action, &input)
+    });
+    let acted = acted.await.unwrap_or_else(|_| Err(ApiError::service("it was given up: this is a bug")));
+    let Success { status, body } = acted?;
     Ok(json(status, body.as_ref()))
 }
 
-/// Whose request it is.
-fn authenticate(service: &Service, request: &Signed<'_>) -> Result<String, ApiError> {
-    let keys = &service.options.access_keys;
-    if keys.is_empty() {
-        return Ok(ANYBODY.to_owned());
+/// Who calls, before it is known that it is so.
+enum Caller<'a> {
+    /// Nobody needs a key.
+    Anybody,
+    Key(&'a AccessKey, Claim),
+}
+
+impl<'a> Caller<'a> {
+    /// By the head of a request.
+    fn find(service: &'a Service, request: &Signed<'_>) -> Result<Self, ApiError> {
+        let keys = &service.options.access_keys;
+        if keys.is_empty() {
+            check_is_no_browser(request)?;
+            return Ok(Self::Anybody);
+        }
+        let claim = Claim::read(request)?;
+        let unknown = || ApiError::unknown_key("The security token included in the request is invalid.");
+        let key = keys.iter().find(|key| key.id == claim.access_key).ok_or_else(unknown)?;
+        claim.check_time(SystemTime::now())?;
+        if key.session_token != claim.session_token {
+            return Err(unknown());
+        }
+        Ok(Self::Key(key, claim))
     }
-    let claim = Claim::read(request)?;
-    let unknown = || ApiError::unknown_key("The security token included in the request is invalid.");
-    let key = keys.iter().find(|key| key.id == claim.access_key).ok_or_else(unknown)?;
-    claim.verify(request, &key.secret, SystemTime::now())?;
-    if key.session_token != claim.session_token {
-        return Err(unknown());
+
+    /// The tenant, once the whole of the request is here.
+    fn verify(self, request: &Signed<'_>) -> Result<String, ApiError> {
+        match self {
+            Self::Anybody => Ok(ANYBODY.to_owned()),
+            Self::Key(key, claim) => {
+                claim.verify(request, &key.secret, SystemTime::now())?;
+                Ok(key.tenant.clone())
+            }
+        }
     }
-    Ok(key.tenant.clone())
+}
+
+/// Without keys a web page that somebody looks at on this machine could do what its reader may. AWS's clients always sign; a page cannot
+/// look as if it did without asking first, which is never answered, nor come by a name of its own.
+fn check_is_no_browser(request: &Signed<'_>) -> Result<(), ApiError> {
+    let header =
+        |name: &str| request.headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
+    let is_signed = header("authorization").is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256"))
+        || request.query.contains("X-Amz-Algorithm=AWS4-HMAC-SHA256");
+    if header("origin").is_some() || !is_signed {
+        return Err(ApiError::not_signed(
+            "Missing Authentication Token: sign requests as AWS's clients do; any key is as good, since this service was given none",
+        ));
+    }
+    let host = header("host").unwrap_or("");
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+    if name == "localhost" || name.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    Err(ApiError::access_denied(format!(
+        "without access keys the service is called by localhost or an address, and not by {name:?}"
+    )))
 }
 
 async fn invoke<'a>(
@@ -155,12 +223,6 @@ async fn invoke<'a>(
 ) -> Result<Answer, ApiError> {
     let named =
         FunctionName::parse(input.parameter(0)?, &service.options.place)?.qualified(input.query("Qualifier"))?;
-    if payload.len() > MOST_PAYLOAD {
-        return Err(ApiError::too_large(format!(
-            "{} byte payload is too large for the RequestResponse invocation type (limit {MOST_PAYLOAD} bytes)",
-            payload.len()
-        )));
-    }
     if !payload.is_empty() && serde_json::from_slice::<serde::de::IgnoredAny>(&payload).is_err() {
         return Err(ApiError::invalid_content("Could not parse request body into json"));
     }
@@ -219,17 +281,17 @@ async fn invoke<'a>(
 
 /// Answers with what the function gives, as it comes.
 fn stream(service: &Arc<Service>, target: Target, mut given: Given) -> Answer {
-    let (parts, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+    let (parts, mut chunks) = tokio::sync::mpsc::channel(MOST_PARTS);
     let (id, number) = (new_id(), target.number.clone());
     given.id = Some(id.clone());
     given.stream = Some(parts);
-    let (frames, body) = tokio::sync::mpsc::unbounded_channel();
+    let (frames, body) = tokio::sync::mpsc::channel(MOST_PARTS);
     let service = Arc::clone(service);
     tokio::spawn(async move {
         let pass_on = async {
             while let Some(chunk) = chunks.recv().await {
                 // Who reads it may be gone; the function goes on.
-                let _ = frames.send(event_stream::chunk(&chunk));
+                let _ = frames.send(event_stream::chunk(&chunk)).await;
             }
         };
         let (invoked, ()) = tokio::join!(service.invoke(target, given), pass_on);
@@ -250,7 +312,7 @@ fn stream(service: &Arc<Service>, target: Target, mut given: Given) -> Answer {
                 set("ErrorDetails", error.message().to_owned());
             }
         }
-        let _ = frames.send(event_stream::complete(&Value::Object(end)));
+        let _ = frames.send(event_stream::complete(&Value::Object(end))).await;
     });
     let frames = futures::stream::unfold(body, |mut body| async move {
         body.recv().await.map(|bytes| (Ok(Frame::data(bytes)), body))

@@ -1,20 +1,22 @@
 //! The service: functions, their sandboxes, and what goes on between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
 use snowmelt_sandbox::AgentConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish};
 use crate::events::{self, Events};
-use crate::hosts::{self, Came, Host, Listener, Table};
+use crate::hosts::{self, Came, Host, Table};
 use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
@@ -24,7 +26,7 @@ use crate::publishing::{self, NoImage};
 use crate::registry::Registry;
 
 /// A key that callers sign with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AccessKey {
     /// As it is in signatures.
     pub id: String,
@@ -34,6 +36,12 @@ pub struct AccessKey {
     pub tenant: String,
     /// What goes with it, where it is temporary.
     pub session_token: Option<String>,
+}
+
+impl std::fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessKey").field("id", &self.id).field("tenant", &self.tenant).finish_non_exhaustive()
+    }
 }
 
 /// How a service is to be.
@@ -61,8 +69,12 @@ pub struct ServiceOptions {
     pub idle: Duration,
     /// How long until a failed event is run again; the second time it waits twice as long.
     pub retry_after: Duration,
-    /// The folder that records of events may be written to, if any may.
+    /// The folder that records of events may be written to, by tenant, if any may.
     pub destinations: Option<PathBuf>,
+    /// Whether records of events may be sent to addresses: this machine reaches what callers may not.
+    pub allows_http_destinations: bool,
+    /// How this program is to be set up when it publishes: variables, as it reads them.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A part of an answer.
@@ -80,8 +92,17 @@ pub(crate) enum Piece {
 struct Sandbox {
     key: Key,
     host: Option<Host>,
-    is_ready: bool,
+    /// How often its runtime has asked for an invocation, as far as it is known.
+    asks: u64,
     invocation: Option<String>,
+    /// When it must have asked again.
+    deadline: Option<Instant>,
+}
+
+impl Sandbox {
+    fn has_begun(&self) -> bool {
+        self.asks > 0
+    }
 }
 
 /// The service itself.
@@ -97,7 +118,9 @@ pub struct Service {
     background: Mutex<JoinSet<()>>,
     sandboxes: Table<Sandbox>,
     /// Who waits for which invocation's answer.
-    waiting: Table<mpsc::UnboundedSender<Piece>>,
+    waiting: Table<mpsc::Sender<Piece>>,
+    is_closing: AtomicBool,
+    publishing: Semaphore,
 }
 
 impl std::fmt::Debug for Service {
@@ -112,7 +135,9 @@ impl Service {
     /// # Errors
     /// Those of the folder and of the database in it.
     pub fn start(options: ServiceOptions) -> Result<Arc<Self>, Box<dyn std::error::Error + Send + Sync>> {
+        // What functions are given and write is for nobody else.
         std::fs::create_dir_all(&options.folder)?;
+        std::fs::set_permissions(&options.folder, std::fs::Permissions::from_mode(0o700))?;
         // Sockets have short names, and state is where the machine's sandboxes are.
         let socket = options.state.join("functions.sock");
         std::fs::create_dir_all(&options.state)?;
@@ -141,13 +166,15 @@ impl Service {
             background: Mutex::default(),
             sandboxes: Table::default(),
             waiting: Table::default(),
+            is_closing: AtomicBool::new(false),
+            publishing: Semaphore::new(MOST_PUBLISHING),
         });
         service.expect_hosts(before);
-        hosts::listen(&socket, Arc::new(ServiceHandle(Arc::clone(&service))))?;
+        hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
         tokio::spawn(events::dispatch(Arc::downgrade(&service)));
         for function in service.registry.all() {
-            if function.latest.state == State::Pending || function.latest.last_update == Update::InProgress {
+            if function.latest.is_changing() {
                 service.publish(&function);
             }
         }
@@ -157,8 +184,8 @@ impl Service {
     /// Knows the sandboxes of a service before this one, whose hosts are to come soon, if they are still there.
     fn expect_hosts(self: &Arc<Self>, before: BTreeMap<String, Key>) {
         for (id, key) in before {
-            self.assignment.starting(&id, &key);
-            let entry = Sandbox { key, host: None, is_ready: true, invocation: None };
+            self.assignment.expect(&id, &key);
+            let entry = Sandbox { key, host: None, asks: 0, invocation: None, deadline: None };
             self.sandboxes.lock().insert(id.clone(), entry);
             let service = Arc::downgrade(self);
             tokio::spawn(async move {
@@ -181,34 +208,45 @@ impl Service {
 
     /// Ends every sandbox and what is done in the background, and waits until they are gone or for so long.
     pub async fn end(&self, patience: Duration) {
-        let hosts: Vec<Host> = self.sandboxes.lock().values().filter_map(|sandbox| sandbox.host.clone()).collect();
-        for host in hosts {
-            host.tell_now(ToHost::Shutdown);
+        self.is_closing.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + patience;
+        // Those that are at something end when they are done with it; the next service knows those that are not in time.
+        let mut told = HashSet::new();
+        while !self.sandboxes.lock().is_empty() && Instant::now() < deadline {
+            for (id, sandbox) in self.sandboxes.lock().iter().filter(|(_, sandbox)| sandbox.invocation.is_none()) {
+                if let Some(host) = &sandbox.host
+                    && told.insert(id.clone())
+                {
+                    host.tell_now(ToHost::Shutdown);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let mut background = std::mem::take(&mut *self.background.lock().unwrap_or_else(PoisonError::into_inner));
-        let deadline = Instant::now() + patience;
-        let _ = tokio::time::timeout(patience, async { while background.join_next().await.is_some() {} }).await;
-        while !self.sandboxes.lock().is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let finish = async { while background.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at((deadline + patience).into(), finish).await;
     }
 
-    /// Has the code of a function's latest version published, in the background.
+    /// Whether it takes nothing new.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Relaxed)
+    }
+
+    /// Has the code that is wanted for a function's latest version published, in the background.
     pub(crate) fn publish(self: &Arc<Self>, function: &Arc<Function>) {
         let (service, function) = (Arc::clone(self), Arc::clone(function));
+        let Some(uri) = function.latest.wanted.clone() else { return };
         self.in_background(async move {
-            let uri = function.latest.code.image_uri.clone();
-            let revision = function.latest.revision.clone();
+            let Ok(_permit) = service.publishing.acquire().await else { return };
             let name = image_name(&function.name, &new_id());
-            let program = &service.options.program;
-            let published = publishing::publish(program, &function.tenant, &uri, &name).await;
+            let published = publishing::publish(&service.options, &function.tenant, &uri, &name).await;
             let mut before = None;
-            let is_ours = |latest: &Version| latest.code.image_uri == uri && latest.revision == revision;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
                 let latest = &mut function.latest;
-                if !is_ours(latest) {
+                if latest.wanted.as_ref() != Some(&uri) {
                     return Ok(false);
                 }
+                latest.wanted = None;
                 match published.clone() {
                     Ok(code) => {
                         before = std::mem::replace(&mut latest.code, code).image;
@@ -224,17 +262,35 @@ impl Service {
                     }
                 }
                 latest.revision = new_id();
-                before = before.take().filter(|image| !function.uses(image));
                 Ok(true)
             });
-            if let Some(before) = before {
-                publishing::remove(program, &function.tenant, &before).await;
+            let is_kept = matches!(changed, Ok((_, true)));
+            if let Some(before) = before.filter(|_| is_kept) {
+                service.remove_unused(&function.tenant, &function.name, &before).await;
             }
-            if !matches!(changed, Ok((_, true))) && published.is_ok() {
-                // Deleted or changed meanwhile.
-                publishing::remove(program, &function.tenant, &name).await;
+            if !is_kept && published.is_ok() {
+                // Deleted or changed meanwhile, or not written down.
+                publishing::remove(&service.options, &function.tenant, &name).await;
             }
         });
+    }
+
+    /// Removes an image once no version has it and nothing that runs may still be started from it.
+    pub(crate) async fn remove_unused(&self, tenant: &str, function: &str, image: &str) {
+        for _ in 0..IMAGE_PATIENCE {
+            let current = self.registry.find(tenant, function);
+            if current.as_ref().is_some_and(|function| function.uses(image)) {
+                return;
+            }
+            let is_current =
+                |key: &Key| current.as_ref().is_some_and(|function| function.has_revision(&key.number, &key.revision));
+            let of_function = |key: &Key| key.tenant == tenant && key.function == function;
+            if !self.assignment.has_any(&|key| of_function(key) && !is_current(key)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        publishing::remove(&self.options, tenant, image).await;
     }
 
     /// Starts a sandbox of this kind, in the background.
@@ -242,7 +298,9 @@ impl Service {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let id = new_id();
-            let entry = Sandbox { key: key.clone(), host: None, is_ready: false, invocation: None };
+            let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
+            let deadline = Some(Instant::now() + limit);
+            let entry = Sandbox { key: key.clone(), host: None, asks: 0, invocation: None, deadline };
             service.sandboxes.lock().insert(id.clone(), entry);
             service.assignment.starting(&id, &key);
             // Before it is there, so that none is ever there that the next service does not know.
@@ -256,8 +314,6 @@ impl Service {
             };
             match service.machine.start(&wanted).await {
                 Ok(mut child) => {
-                    let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
-                    tokio::spawn(end_late_start(Arc::downgrade(&service), id.clone(), limit));
                     let _ = child.wait().await;
                     // One that came has said how it ended, which may not have been read yet.
                     let has_come = service.sandboxes.lock().get(&id).is_some_and(|sandbox| sandbox.host.is_some());
@@ -270,57 +326,67 @@ impl Service {
         });
     }
 
-    /// Waits for answers to an invocation from now on.
-    pub(crate) fn expect(&self, id: &str) -> mpsc::UnboundedReceiver<Piece> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+    /// Waits for answers to an invocation from now on, until [`Service::forget_answers`].
+    pub(crate) fn expect(&self, id: &str) -> mpsc::Receiver<Piece> {
+        let (sender, receiver) = mpsc::channel(MOST_PIECES);
         self.waiting.lock().insert(id.to_owned(), sender);
         receiver
     }
 
-    /// A sandbox is at an invocation.
-    pub(crate) fn gave(&self, sandbox: &str, invocation: &str) {
-        if let Some(sandbox) = self.sandboxes.lock().get_mut(sandbox) {
-            sandbox.invocation = Some(invocation.to_owned());
-        }
+    pub(crate) fn forget_answers(&self, id: &str) {
+        self.waiting.lock().remove(id);
     }
 
-    fn answer(&self, id: &str, piece: Piece) {
-        let mut waiting = self.waiting.lock();
-        let is_last = !matches!(piece, Piece::Data(_));
-        if let Some(sender) = waiting.get(id) {
+    /// A sandbox is at an invocation from now on, and is to be done by then. False where it has gone.
+    pub(crate) fn gave(&self, sandbox: &str, invocation: &str, deadline: Instant) -> bool {
+        let mut sandboxes = self.sandboxes.lock();
+        let Some(sandbox) = sandboxes.get_mut(sandbox) else { return false };
+        sandbox.invocation = Some(invocation.to_owned());
+        sandbox.deadline = Some(deadline + GRACE);
+        true
+    }
+
+    /// Who reads the answer slowly has its sandbox wait.
+    async fn answer(&self, id: &str, piece: Piece) {
+        let sender = self.waiting.lock().get(id).cloned();
+        if let Some(sender) = sender {
             // Who waited may be gone.
-            let _ = sender.send(piece);
-        }
-        if is_last {
-            waiting.remove(id);
+            let _ = sender.send(piece).await;
         }
     }
 
     /// It has answered, and is free once it asks for more.
-    fn is_done(&self, host: &Host) {
-        if let Some(sandbox) = self.sandboxes.lock().get_mut(&host.sandbox) {
+    fn is_done(&self, host: &Host, invocation: &str) {
+        if let Some(sandbox) = self.sandboxes.lock().get_mut(&host.sandbox)
+            && sandbox.invocation.as_deref() == Some(invocation)
+        {
             sandbox.invocation = None;
         }
     }
 
-    fn is_free(&self, host: &Host, is_new: bool) {
-        if let Some(sandbox) = self.sandboxes.lock().get_mut(&host.sandbox) {
+    /// It asks for the how many-th time; what is heard twice counts once.
+    fn asks(&self, host: &Host, number: u64) {
+        {
+            let mut sandboxes = self.sandboxes.lock();
+            let Some(sandbox) = sandboxes.get_mut(&host.sandbox).filter(|sandbox| number > sandbox.asks) else {
+                return;
+            };
+            sandbox.asks = number;
             sandbox.invocation = None;
-            sandbox.is_ready = true;
+            sandbox.deadline = None;
         }
-        self.assignment.free(host, is_new, Instant::now());
+        self.assignment.free(host, Instant::now());
     }
 
-    /// A sandbox is to end at once; whoever waits for it has been told.
-    pub(crate) async fn kill(self: &Arc<Self>, host: &Host) {
-        host.tell(ToHost::Kill, Bytes::new()).await;
-        self.forget(&host.sandbox);
-    }
-
-    fn forget(self: &Arc<Self>, sandbox: &str) {
-        let removed = self.remove(sandbox);
-        if removed.is_some_and(|sandbox| sandbox.is_ready) {
-            let gone = self.assignment.gone(sandbox);
+    /// Ends a sandbox if it is at that invocation; whoever waits for that is told by who calls.
+    pub(crate) fn kill_at(self: &Arc<Self>, host: &Host, invocation: &str) {
+        let is_at_it = {
+            let sandboxes = self.sandboxes.lock();
+            sandboxes.get(&host.sandbox).is_some_and(|sandbox| sandbox.invocation.as_deref() == Some(invocation))
+        };
+        if is_at_it && self.remove(&host.sandbox).is_some() {
+            host.kill();
+            let gone = self.assignment.gone(&host.sandbox, None);
             self.follow(gone);
         }
     }
@@ -336,13 +402,14 @@ impl Service {
     fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>) {
         let Some((key, Wish::Start)) = wish else { return };
         let function = self.registry.find(&key.tenant, &key.function);
-        let version = function.and_then(|function| {
-            let qualifier = crate::Qualifier::parse(&key.number).ok()?;
-            function.resolve(Some(&qualifier), 0.0).map(|(_, version)| version.clone())
-        });
-        if let Some(version) = version {
-            self.start_sandbox(key, version);
+        let version =
+            function.as_ref().and_then(|function| function.with_revision(&key.number, &key.revision)).cloned();
+        if let Some(version) = version.filter(|_| !self.is_closing()) {
+            return self.start_sandbox(key, version);
         }
+        let message = format!("{} was changed or deleted", key.function);
+        let error = json!({ "errorType": "Runtime.ExitError", "errorMessage": message });
+        self.assignment.give_up(&key, &StartFailure { payload: error.to_string().into() });
     }
 
     /// A sandbox has ended.
@@ -359,31 +426,60 @@ impl Service {
             let kind = if message.contains("signal: killed") { "Runtime.OutOfMemory" } else { "Runtime.ExitError" };
             (kind, Bytes::from(json!({ "errorType": kind, "errorMessage": message }).to_string()))
         };
-        if sandbox.is_ready {
-            if let Some(invocation) = &sandbox.invocation {
-                let (kind, body) = error(invocation);
-                self.answer(invocation, Piece::Failed { kind: kind.into(), body, tail: None });
-            }
-            let gone = self.assignment.gone(id);
-            self.follow(gone);
+        let failure = if sandbox.has_begun() {
+            None
         } else {
-            let (_, payload) = error(&new_id());
             let line = format!("INIT_REPORT Status: error\tError Type: Runtime.ExitError\t{how}\n");
             self.logs.add(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
-            let gone = self.assignment.failed_to_start(id, &StartFailure { payload });
+            Some(StartFailure { payload: error(&new_id()).1 })
+        };
+        if let Some(invocation) = sandbox.invocation.clone() {
+            let (kind, body) = error(&invocation);
+            let service = Arc::clone(self);
+            tokio::spawn(async move {
+                let piece = Piece::Failed { kind: kind.into(), body, tail: None };
+                service.answer(&invocation, piece).await;
+            });
+        }
+        let gone = self.assignment.gone(id, failure.as_ref());
+        self.follow(gone);
+    }
+
+    fn init_failed(self: &Arc<Self>, host: &Host, body: Bytes) {
+        host.kill();
+        if self.remove(&host.sandbox).is_some() {
+            let gone = self.assignment.gone(&host.sandbox, Some(&StartFailure { payload: body }));
             self.follow(gone);
         }
     }
 
-    fn init_failed(self: &Arc<Self>, host: &Host, body: Bytes) {
-        let removed = self.remove(&host.sandbox);
-        if removed.is_some() {
-            let gone = self.assignment.failed_to_start(&host.sandbox, &StartFailure { payload: body });
-            self.follow(gone);
+    /// Ends what is late: starts that do not begin, and runtimes that answered and ask for nothing more.
+    fn end_late(self: &Arc<Self>) {
+        let now = Instant::now();
+        let late: Vec<(String, Option<Host>)> = {
+            let sandboxes = self.sandboxes.lock();
+            let late = sandboxes.iter().filter(|(_, sandbox)| sandbox.deadline.is_some_and(|deadline| deadline < now));
+            late.map(|(id, sandbox)| (id.clone(), sandbox.host.clone())).collect()
+        };
+        for (id, host) in late {
+            if let Some(host) = host {
+                host.kill();
+            }
+            self.ended(&id, None, Some("it did not ask for an invocation in time"));
         }
-        host.tell_now(ToHost::Kill);
     }
 }
+
+/// Parts of an answer that wait for who reads it.
+const MOST_PIECES: usize = 8;
+/// Images that are published at once.
+const MOST_PUBLISHING: usize = 4;
+/// How long an image is kept for what may still be started from it: tenths of a second.
+const IMAGE_PATIENCE: usize = 600;
+/// How long after its timeout a sandbox must have asked for more.
+const GRACE: Duration = Duration::from_secs(5);
+/// What a sandbox is given whose beginning this service did not see: Lambda's longest timeout, and more.
+const LONGEST: Duration = Duration::from_secs(920);
 
 /// Hosts look for a service ten times a second.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
@@ -391,95 +487,78 @@ const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
 /// How long a runtime may take before it asks for its first invocation, beside the function's own timeout.
 const INIT_LIMIT: Duration = Duration::from_secs(10);
 
-async fn end_late_start(service: std::sync::Weak<Service>, id: String, limit: Duration) {
-    tokio::time::sleep(limit).await;
-    let Some(service) = service.upgrade() else { return };
-    let late = {
-        let sandboxes = service.sandboxes.lock();
-        sandboxes.get(&id).filter(|sandbox| !sandbox.is_ready).map(|sandbox| sandbox.host.clone())
-    };
-    let Some(host) = late else { return };
-    if let Some(host) = host {
-        host.tell_now(ToHost::Kill);
-    }
-    let seconds = limit.as_secs();
-    service.ended(&id, None, Some(&format!("it asked for no invocation within {seconds} seconds")));
-}
-
 /// Ends sandboxes that nobody needs.
 async fn reap(service: std::sync::Weak<Service>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let Some(service) = service.upgrade() else { return };
-        let is_current = |key: &Key| {
-            let Some(function) = service.registry.find(&key.tenant, &key.function) else { return false };
-            let Ok(qualifier) = crate::Qualifier::parse(&key.number) else { return false };
-            function.resolve(Some(&qualifier), 0.0).is_some_and(|(_, version)| version.revision == key.revision)
-        };
+        service.end_late();
+        let current: HashSet<Key> =
+            service.assignment.keys().into_iter().filter(|key| service.is_current(key)).collect();
+        let is_current = |key: &Key| current.contains(key);
         for host in service.assignment.reap(service.limits.idle, Instant::now(), &is_current) {
             host.tell(ToHost::Shutdown, Bytes::new()).await;
         }
     }
 }
 
-impl Listener for ServiceHandle {
-    fn came(&self, host: &Host, state: &Came) -> bool {
-        self.0.came(host, state)
-    }
-
-    fn said(&self, host: &Host, message: FromHost, body: Bytes) {
-        self.0.said(host, message, body);
-    }
-
-    fn gone(&self, host: &Host) {
-        self.0.ended(&host.sandbox, None, Some("its host ended"));
-    }
-}
-
-/// The service as hosts see it.
-pub(crate) struct ServiceHandle(Arc<Service>);
-
 impl Service {
-    fn came(&self, host: &Host, state: &Came) -> bool {
-        let mut sandboxes = self.sandboxes.lock();
-        let Some(sandbox) = sandboxes.get_mut(&host.sandbox) else { return false };
-        sandbox.host = Some(host.clone());
-        sandbox.is_ready = state.is_ready;
-        sandbox.invocation.clone_from(&state.invocation);
-        drop(sandboxes);
-        match (state.is_ready, state.is_asking) {
-            (true, true) => drop(self.assignment.free(host, false, Instant::now())),
+    /// Whether a function still has what a sandbox runs.
+    fn is_current(&self, key: &Key) -> bool {
+        let function = self.registry.find(&key.tenant, &key.function);
+        function.is_some_and(|function| function.has_revision(&key.number, &key.revision))
+    }
+
+    /// A host has come. False if there is no such sandbox: it is then to end.
+    pub(crate) fn came(&self, host: &Host, state: &Came) -> bool {
+        let is_new = {
+            let mut sandboxes = self.sandboxes.lock();
+            let Some(sandbox) = sandboxes.get_mut(&host.sandbox) else { return false };
+            sandbox.host = Some(host.clone());
+            sandbox.asks = state.asks;
+            sandbox.invocation.clone_from(&state.invocation);
+            if state.is_asking {
+                sandbox.deadline = None;
+            } else {
+                sandbox.deadline.get_or_insert(Instant::now() + LONGEST);
+            }
+            state.asks == 0
+        };
+        match (is_new, state.is_asking) {
+            (true, _) => {}
+            (false, true) => drop(self.assignment.free(host, Instant::now())),
             // It asks when it is done with what a service before this gave it.
-            (true, false) => self.assignment.adopt_busy(host),
-            (false, _) => {}
+            (false, false) => self.assignment.adopt_busy(host),
         }
         true
     }
 
-    fn said(self: &Arc<Self>, host: &Host, message: FromHost, body: Bytes) {
+    /// Its connection has ended.
+    pub(crate) fn host_gone(self: &Arc<Self>, host: &Host) {
+        self.ended(&host.sandbox, None, Some("its host ended"));
+    }
+
+    /// It says something.
+    pub(crate) async fn said(self: &Arc<Self>, host: &Host, message: FromHost, body: Bytes) {
         match message {
             FromHost::Hello { .. } => {}
-            FromHost::Asks { init_ms } => self.is_free(host, init_ms.is_some()),
+            FromHost::Asks { number } => self.asks(host, number),
             FromHost::InitError { .. } => self.init_failed(host, body),
-            FromHost::Response { id, tail, is_last, .. } => {
+            FromHost::Response { id, tail, is_last } => {
+                let piece = if is_last { Piece::Done { body, tail } } else { Piece::Data(body) };
                 if is_last {
-                    self.is_done(host);
-                    self.answer(&id, Piece::Done { body, tail });
-                } else {
-                    self.answer(&id, Piece::Data(body));
+                    self.is_done(host, &id);
                 }
+                self.answer(&id, piece).await;
             }
             FromHost::Failed { id, kind, tail } => {
-                self.is_done(host);
-                self.answer(&id, Piece::Failed { kind, body, tail });
-            }
-            FromHost::Broken { id, kind, tail } => {
-                self.is_done(host);
-                self.answer(&id, Piece::Failed { kind, body: Bytes::new(), tail });
+                self.is_done(host, &id);
+                self.answer(&id, Piece::Failed { kind, body, tail }).await;
             }
             FromHost::Log => {
                 let key = self.sandboxes.lock().get(&host.sandbox).map(|sandbox| sandbox.key.clone());
-                if let Some(key) = key {
+                // One that was deleted has no log any more.
+                if let Some(key) = key.filter(|key| self.registry.find(&key.tenant, &key.function).is_some()) {
                     self.logs.add(&key.tenant, &key.function, &body);
                 }
             }

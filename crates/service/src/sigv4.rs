@@ -156,35 +156,43 @@ impl Claim {
         })
     }
 
-    /// Believes it, or not.
+    /// Whether what was signed is not too old, nor from the future.
     ///
     /// # Errors
-    /// Where the secret is another one, anything that is signed was changed, or the time has passed or not come.
-    pub fn verify(&self, request: &Signed<'_>, secret: &str, now: SystemTime) -> Result<(), ApiError> {
-        let text = |time: SystemTime| DateTime::<Utc>::from(time).format("%Y%m%dT%H%M%SZ").to_string();
+    /// If it is.
+    pub fn check_time(&self, now: SystemTime) -> Result<(), ApiError> {
         if self.at > now + SKEW {
             return Err(ApiError::invalid_signature(format!(
                 "Signature not yet current: {} is still later than {} ({} minutes are allowed)",
-                text(self.at),
-                text(now),
+                text_of(self.at),
+                text_of(now),
                 SKEW.as_secs() / 60
             )));
         }
         if self.at + self.expires_after < now {
             return Err(ApiError::invalid_signature(format!(
                 "Signature expired: {} is now earlier than {} by more than {} seconds: look at the clock of this machine and of the caller's",
-                text(self.at),
-                text(now),
+                text_of(self.at),
+                text_of(now),
                 self.expires_after.as_secs()
             )));
         }
-        for (name, _) in request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-") && !self.is_query) {
+        Ok(())
+    }
+
+    /// Believes it, or not.
+    ///
+    /// # Errors
+    /// Where the secret is another one, anything that is signed was changed, or the time has passed or not come.
+    pub fn verify(&self, request: &Signed<'_>, secret: &str, now: SystemTime) -> Result<(), ApiError> {
+        self.check_time(now)?;
+        for (name, _) in request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-")) {
             if !self.signed_headers.contains(name) {
                 return Err(ApiError::invalid_signature(format!("the header {name} is not signed")));
             }
         }
         let canonical = self.canonical_request(request)?;
-        let at = text(self.at);
+        let at = text_of(self.at);
         let scope = format!("{}/{}/{SERVICE}/aws4_request", self.date, self.region);
         let to_sign = format!("{ALGORITHM}\n{at}\n{scope}\n{}", hex(sha256(canonical.as_bytes()).as_ref()));
         let key = [self.date.as_str(), &self.region, SERVICE, "aws4_request"]
@@ -215,7 +223,7 @@ impl Claim {
         let digest = hex(sha256(request.body).as_ref());
         match request.header("x-amz-content-sha256") {
             // What is said of the body must be so.
-            Some(said) if said != digest && said != "UNSIGNED-PAYLOAD" => {
+            Some(said) if said != digest => {
                 return Err(ApiError::invalid_signature("the body is not what X-Amz-Content-Sha256 says"));
             }
             Some(said) => text.push_str(said),
@@ -235,6 +243,10 @@ impl Claim {
         let pairs: Vec<String> = pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         pairs.join("&")
     }
+}
+
+fn text_of(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).format("%Y%m%dT%H%M%SZ").to_string()
 }
 
 impl Signed<'_> {

@@ -37,9 +37,12 @@ pub(crate) struct ServiceArgs {
     /// How long until a failed asynchronous invocation is run again; the second time it waits twice as long.
     #[arg(long, value_name = "TIME", default_value = "1m", hide_short_help = true)]
     pub(crate) retry_after: Age,
-    /// A folder that destinations of the form file://PATH may write to.
+    /// A folder that destinations of the form file://PATH may write to: each tenant to the folder of its name in it.
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) destinations: Option<PathBuf>,
+    /// Let destinations be addresses: records are sent from this machine, to whatever it reaches.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) allow_http_destinations: bool,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,

@@ -9,6 +9,7 @@ use snowmelt_service::{AccessKey, Place, Service, ServiceOptions, serve as answe
 
 use crate::app::App;
 use crate::args::ServiceArgs;
+use crate::commands::worker::raise_file_limit;
 use crate::config::absolute;
 use crate::output;
 
@@ -24,6 +25,7 @@ pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
         args.listen
     );
     let has_keys = !options.access_keys.is_empty();
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(args.listen).await;
@@ -76,6 +78,8 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
         idle: args.idle.0,
         retry_after: args.retry_after.0,
         destinations: args.destinations.as_deref().map(absolute).transpose()?,
+        allows_http_destinations: args.allow_http_destinations,
+        environment: app.config.environment(),
     })
 }
 
@@ -85,6 +89,8 @@ fn read_keys(path: &std::path::Path) -> Result<Vec<AccessKey>> {
     let keys: Vec<AccessKey> = lines
         .map(|(number, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             [id, secret, tenant] => {
+                snowmelt_chunk::check_tenant(tenant)
+                    .with_context(|| format!("{} line {}", path.display(), number + 1))?;
                 let (id, secret, tenant) = ((*id).to_owned(), (*secret).to_owned(), (*tenant).to_owned());
                 Ok(AccessKey { id, secret, tenant, session_token: None })
             }

@@ -84,7 +84,7 @@ fn ready(place: &str, status: &WorkerStatus, has_zone: bool, admin: Option<Socke
 }
 
 /// As many as the system gives.
-fn raise_file_limit() {
+pub(super) fn raise_file_limit() {
     let allowed = getrlimit(Resource::Nofile);
     let most = allowed.maximum.map_or(FILES, |most| most.min(FILES));
     if allowed.current.is_some_and(|current| current < most) {

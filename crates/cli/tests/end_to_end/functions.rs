@@ -353,11 +353,18 @@ refused("InvalidRequestContentException", lambda: client.invoke(FunctionName="br
 refused("RequestTooLargeException", lambda: client.invoke(FunctionName="broken", Payload=b'"' + b"x" * (6 << 20) + b'"'))
 refused("NotImplementedException", lambda: client.list_layers(), "ListLayers")
 import urllib.request, urllib.error
-try:
-    urllib.request.urlopen(ENDPOINT + "/2015-03-31/nothing")
-    raise AssertionError
-except urllib.error.HTTPError as error:
-    assert error.code == 404 and error.headers["x-amzn-ErrorType"] == "UnknownOperationException", error.headers
+def status(path, **headers):
+    try:
+        return urllib.request.urlopen(urllib.request.Request(ENDPOINT + path, headers=headers)).status, None
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["x-amzn-ErrorType"]
+signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=x"}
+assert status("/2015-03-31/nothing", **signed) == (404, "UnknownOperationException")
+# What a web page may send is not answered.
+assert status("/2015-03-31/functions", **signed) == (200, None)
+assert status("/2015-03-31/functions") == (403, "MissingAuthenticationTokenException")
+assert status("/2015-03-31/functions", Origin="http://example.com", **signed) == (403, "MissingAuthenticationTokenException")
+assert status("/2015-03-31/functions", Host="example.com", **signed) == (403, "AccessDeniedException")
 "#,
     );
     service.stop();
@@ -421,10 +428,10 @@ else:
 fn events_are_run_at_least_once_whatever_is_killed() {
     let world = World::new();
     let folder = world.path("records");
-    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir_all(folder.join("default")).unwrap();
     let options = ["--retry-after", "1s", "--destinations", folder.to_str().unwrap()];
     let service = Service::start(&world, &options);
-    let prepare = format!("FOLDER = {:?}\n", folder.to_str().unwrap());
+    let prepare = format!("FOLDER = {:?}\n", folder.join("default").to_str().unwrap());
     let script = |service: &Service, text: &str| service.script(&world, &format!("{prepare}{READ_RECORDS}{text}"));
     script(
         &service,
@@ -435,6 +442,7 @@ arn = client.get_function_configuration(FunctionName="next")["FunctionArn"]
 set = lambda **more: client.put_function_event_invoke_config(FunctionName="hello", **more)
 refused("InvalidParameterValueException", lambda: set(DestinationConfig={"OnFailure": {"Destination": "file:///etc/passwd"}}), "--destinations")
 refused("InvalidParameterValueException", lambda: set(DestinationConfig={"OnFailure": {"Destination": arn + "x"}}))
+refused("InvalidParameterValueException", lambda: set(DestinationConfig={"OnFailure": {"Destination": "http://127.0.0.1/"}}), "--allow-http-destinations")
 refused("ResourceNotFoundException", lambda: client.get_function_event_invoke_config(FunctionName="hello"))
 to = lambda name: {"Destination": f"file://{FOLDER}/{name}"}
 made = set(MaximumRetryAttempts=1, DestinationConfig={"OnFailure": to("failed"), "OnSuccess": to("done")})

@@ -41,7 +41,7 @@ impl Place {
         self.sandboxes += 1;
         let host = Host::nowhere(&format!("sandbox-{}", self.sandboxes));
         self.assignment.starting(&host.sandbox, &key(function));
-        let is_given = self.assignment.free(&host, true, self.now);
+        let is_given = self.assignment.free(&host, self.now);
         (host, is_given)
     }
 
@@ -65,7 +65,7 @@ fn who_waits_takes_whichever_sandbox_is_free_first() {
     // The second waits for one that is started for it, and is given the first, which is free before.
     let (mut second, wish) = place.wait("f");
     assert_eq!(wish, Wish::Start);
-    assert!(place.assignment.free(&host, false, place.now));
+    assert!(place.assignment.free(&host, place.now));
     assert_eq!(given(&mut second), Some(host.sandbox.clone()));
     let (late, is_given) = place.started("f");
     assert!(!is_given);
@@ -114,12 +114,12 @@ fn a_start_that_fails_is_told_to_one_and_tried_again_for_the_others() {
         place.assignment.starting(sandbox, &key("f"));
     }
     let failure = StartFailure { payload: "why".into() };
-    let (_, wish) = place.assignment.failed_to_start("a", &failure).unwrap();
+    let (_, wish) = place.assignment.gone("a", Some(&failure)).unwrap();
     assert_eq!(first.try_recv().unwrap().unwrap_err().payload, "why");
     // The other's own start is on its way.
     assert_eq!(wish, Wish::Nothing);
     assert!(second.try_recv().is_err());
-    assert!(place.assignment.failed_to_start("a", &failure).is_none());
+    assert!(place.assignment.gone("a", Some(&failure)).is_none());
 }
 
 #[test]
@@ -129,12 +129,12 @@ fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
     let (host, _) = place.started("f");
     let (mut second, _) = place.wait("f");
     place.assignment.starting("b", &key("f"));
-    place.assignment.failed_to_start("b", &StartFailure { payload: "why".into() });
+    place.assignment.gone("b", Some(&StartFailure { payload: "why".into() }));
     assert!(second.try_recv().unwrap().is_err());
     let (_third, _) = place.wait("f");
-    let (_, wish) = place.assignment.gone(&host.sandbox).unwrap();
+    let (_, wish) = place.assignment.gone(&host.sandbox, None).unwrap();
     assert_eq!(wish, Wish::Nothing);
-    assert!(!place.assignment.free(&host, false, place.now));
+    assert!(!place.assignment.free(&host, place.now));
     assert_eq!(place.counts(), Counts { idle: 0, busy: 0, starting: 1, waiting: 1 });
 }
 
@@ -152,7 +152,7 @@ fn who_has_gone_is_given_nothing() {
 fn what_is_idle_for_long_or_runs_old_code_is_ended() {
     let mut place = Place::new();
     for function in ["f", "g"] {
-        let _ = place.wait(function);
+        drop(place.wait(function));
         place.started(function);
     }
     let reaped = |place: &Place, is_current: &dyn Fn(&Key) -> bool| -> Vec<String> {
@@ -164,4 +164,46 @@ fn what_is_idle_for_long_or_runs_old_code_is_ended() {
     place.now += LIMITS.idle;
     assert_eq!(reaped(&place, &|_| true), ["sandbox-1"]);
     assert_eq!(place.counts(), Counts::default());
+}
+
+#[test]
+fn what_is_told_twice_counts_once() {
+    let mut place = Place::new();
+    drop(place.wait("f"));
+    let (host, _) = place.started("f");
+    for _ in 0..3 {
+        assert!(!place.assignment.free(&host, place.now));
+    }
+    assert_eq!(place.counts(), Counts { idle: 1, ..Counts::default() });
+    place.warm("f");
+    assert!(place.assignment.gone(&host.sandbox, None).is_some());
+    assert!(place.assignment.gone(&host.sandbox, None).is_none());
+    assert!(!place.assignment.free(&host, place.now));
+    assert_eq!(place.counts(), Counts::default());
+}
+
+#[test]
+fn nobody_waits_for_what_cannot_be_started() {
+    let place = Place::new();
+    let (mut first, _) = place.wait("f");
+    let (mut second, _) = place.wait("f");
+    let failure = StartFailure { payload: "gone".into() };
+    for _ in 0..2 {
+        place.assignment.give_up(&key("f"), &failure);
+    }
+    assert!(first.try_recv().unwrap().is_err() && second.try_recv().unwrap().is_err());
+    assert_eq!(place.counts(), Counts::default());
+}
+
+#[test]
+fn sandboxes_of_a_service_before_are_neither_lost_nor_counted_twice() {
+    let place = Place::new();
+    place.assignment.expect("idle", &key("f"));
+    place.assignment.expect("busy", &key("f"));
+    place.assignment.expect("never-comes", &key("f"));
+    assert_eq!(place.counts(), Counts { starting: 3, ..Counts::default() });
+    place.assignment.free(&Host::nowhere("idle"), place.now);
+    place.assignment.adopt_busy(&Host::nowhere("busy"));
+    place.assignment.gone("never-comes", None);
+    assert_eq!(place.counts(), Counts { idle: 1, busy: 1, ..Counts::default() });
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::{Act, Success, settings};
 use crate::api::ApiError;
 use crate::model::{Code, Function, State, Update, Version, new_id};
-use crate::publishing;
 use crate::{FunctionName, Qualifier};
 
 /// Tags of a function.
@@ -56,8 +55,7 @@ impl Act<'_> {
 
     /// That no change of it is under way.
     fn check_idle(&self, function: &Function) -> Result<(), ApiError> {
-        let latest = &function.latest;
-        if latest.state == State::Pending || latest.last_update == Update::InProgress {
+        if function.latest.is_changing() {
             return Err(ApiError::conflict(format!(
                 "The operation cannot be performed at this time. An update is in progress for resource: {}",
                 self.place().arn(&function.name, None)
@@ -88,7 +86,8 @@ impl Act<'_> {
         };
         check_tags(&tags)?;
         let latest = Version {
-            code: Code { image_uri: uri, image: None, manifest: None, bytes: 0 },
+            code: Code { image_uri: uri.clone(), image: None, manifest: None, bytes: 0 },
+            wanted: Some(uri),
             settings: settings::new(input)?,
             state: State::Pending,
             last_update: Update::InProgress,
@@ -189,7 +188,7 @@ impl Act<'_> {
                 let function = registry.remove(tenant, &named.name)?;
                 self.service.logs.remove(tenant, &named.name);
                 let versions = function.versions.values().chain([&function.latest]);
-                self.remove_images(versions.filter_map(|version| version.code.image.clone()).collect());
+                self.remove_images(&named.name, versions.filter_map(|version| version.code.image.clone()).collect());
             }
             Some(Qualifier::Version(number)) => {
                 let (function, removed) = registry.change(tenant, &named.name, |function| {
@@ -207,7 +206,7 @@ impl Act<'_> {
                     Ok(function.versions.remove(number))
                 })?;
                 let image = removed.and_then(|removed| removed.code.image);
-                self.remove_images(image.into_iter().filter(|image| !function.uses(image)).collect());
+                self.remove_images(&named.name, image.into_iter().filter(|image| !function.uses(image)).collect());
             }
             Some(other) => {
                 return Err(ApiError::invalid(format!(
@@ -218,13 +217,14 @@ impl Act<'_> {
         Ok(Success::no_content())
     }
 
-    fn remove_images(&self, mut images: Vec<String>) {
+    fn remove_images(&self, function: &str, mut images: Vec<String>) {
         images.sort();
         images.dedup();
-        let (program, tenant) = (self.service.options.program.clone(), self.input.tenant.clone());
+        let (service, tenant, function) =
+            (std::sync::Arc::clone(self.service), self.input.tenant.clone(), function.to_owned());
         self.service.in_background(async move {
             for image in images {
-                publishing::remove(&program, &tenant, &image).await;
+                service.remove_unused(&tenant, &function, &image).await;
             }
         });
     }
@@ -248,7 +248,7 @@ impl Act<'_> {
             let latest = &mut function.latest;
             settings::architecture(self.input, &mut latest.settings)?;
             // What runs goes on with the image that it has, until the new one is there.
-            latest.code.image_uri = uri;
+            latest.wanted = Some(uri);
             latest.last_update = Update::InProgress;
             latest.modified = Utc::now();
             Ok(())

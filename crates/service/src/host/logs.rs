@@ -9,6 +9,7 @@ use tokio::net::unix::pipe::Receiver;
 const TAIL: usize = 4096;
 /// Read at once.
 const BLOCK: usize = 64 << 10;
+const MOST_PENDING: usize = 1 << 20;
 
 /// The pipe's reading end.
 pub(super) struct Log(Receiver);
@@ -38,11 +39,13 @@ impl Log {
         }
     }
 
-    /// What is there already.
+    /// What is there already, up to what a pipe holds: who writes all the time must not keep this from ending.
     pub(super) fn read_now(&self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut bytes = vec![0; BLOCK];
-        while let Ok(count @ 1..) = self.0.try_read(&mut bytes) {
+        while all.len() < MOST_PENDING
+            && let Ok(count @ 1..) = self.0.try_read(&mut bytes)
+        {
             all.extend_from_slice(&bytes[..count]);
         }
         all

@@ -12,22 +12,29 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::serving::Shared;
+use crate::invoke::MOST_ANSWER;
 use crate::link::FromHost;
 
 const PREFIX: &str = "/2018-06-01/runtime/";
 /// A header may be so long: Python's client puts stack traces into one.
 const MOST_HEADERS: usize = 4 << 20;
-/// An answer that is not streamed: 6 MB, and a little for what AWS counts otherwise.
-pub(super) const MOST_ANSWER: usize = 6 * 1024 * 1024 + 102_400;
+/// One that is streamed.
+const MOST_STREAMED: usize = 200 << 20;
+/// Connections at once: a runtime has one, and extensions and libraries a few.
+const MOST_CONNECTIONS: usize = 32;
 /// Descriptions of errors.
 const MOST_ERROR: usize = 1 << 20;
 
 type Answer = Response<Full<Bytes>>;
 
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    // What they hold is this process's memory, and not the container's.
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             continue;
@@ -35,6 +42,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
+            let _permit = permit;
             let service = service_fn(move |request| {
                 let shared = Arc::clone(&shared);
                 async move { Ok::<_, Infallible>(answer(&shared, request).await) }
@@ -80,12 +88,19 @@ fn not_found() -> Answer {
 }
 
 async fn next(shared: &Arc<Shared>) -> Answer {
-    let (invocation, body) = shared.next().await;
+    let Some((invocation, body)) = shared.next().await else {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "InvalidStateTransition",
+            "the invocation that was given last has no answer yet",
+        );
+    };
     let mut answer = Response::new(Full::new(body));
     let headers = answer.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let mut set = |name: &'static str, value: &str| {
-        if let Ok(value) = HeaderValue::from_str(value) {
+        // JSON has no meaning for blanks between its parts, and a header has no lines.
+        if let Ok(value) = HeaderValue::from_bytes(value.replace(['\r', '\n'], " ").as_bytes()) {
             headers.insert(HeaderName::from_static(name), value);
         }
     };
@@ -114,15 +129,14 @@ async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) ->
     if !shared.is_at(id) {
         return not_at_it(id);
     }
-    let content_type = header(request.headers(), "content-type");
     if header(request.headers(), "lambda-runtime-function-response-mode").as_deref() == Some("streaming") {
-        return stream(shared, id, content_type, request.into_body()).await;
+        return stream(shared, id, request.into_body()).await;
     }
     let body = Limited::new(request.into_body(), MOST_ANSWER).collect().await;
-    let (id, tail) = (id.to_owned(), shared.finish(id).await);
+    let Some(tail) = shared.finish(id).await else { return not_at_it(id) };
+    let id = id.to_owned();
     if let Ok(body) = body {
-        let head = FromHost::Response { id, content_type, tail, is_last: true };
-        shared.answer(head, body.to_bytes()).await;
+        shared.answer(FromHost::Response { id, tail, is_last: true }, body.to_bytes()).await;
         return accepted();
     }
     let kind = "Function.ResponseSizeTooLarge";
@@ -133,20 +147,23 @@ async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) ->
 }
 
 /// Passes an answer on as it comes.
-async fn stream(shared: &Arc<Shared>, id: &str, content_type: Option<String>, mut body: Incoming) -> Answer {
+async fn stream(shared: &Arc<Shared>, id: &str, mut body: Incoming) -> Answer {
     let mut broken: Option<String> = None;
+    let mut passed = 0;
     while let Some(frame) = body.frame().await {
         match frame.map(hyper::body::Frame::into_data) {
-            Ok(Ok(bytes)) if !bytes.is_empty() => {
-                let head = FromHost::Response {
-                    id: id.to_owned(),
-                    content_type: content_type.clone(),
-                    tail: None,
-                    is_last: false,
-                };
+            Ok(Ok(bytes)) => {
+                passed += bytes.len();
+                if passed > MOST_STREAMED {
+                    broken = Some("Function.ResponseSizeTooLarge".into());
+                    break;
+                }
+                if !shared.is_at(id) {
+                    return not_at_it(id);
+                }
+                let head = FromHost::Response { id: id.to_owned(), tail: None, is_last: false };
                 shared.answer(head, bytes).await;
             }
-            Ok(Ok(_)) => {}
             Ok(Err(frame)) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     broken = header(&trailers, "lambda-runtime-function-error-type").or(broken);
@@ -158,11 +175,11 @@ async fn stream(shared: &Arc<Shared>, id: &str, content_type: Option<String>, mu
             }
         }
     }
-    let tail = shared.finish(id).await;
+    let Some(tail) = shared.finish(id).await else { return not_at_it(id) };
     let id = id.to_owned();
     let head = match broken {
-        Some(kind) => FromHost::Broken { id, kind, tail },
-        None => FromHost::Response { id, content_type, tail, is_last: true },
+        Some(kind) => FromHost::Failed { id, kind, tail },
+        None => FromHost::Response { id, tail, is_last: true },
     };
     shared.answer(head, Bytes::new()).await;
     accepted()
@@ -183,17 +200,28 @@ async fn error(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) -> An
     if !shared.is_at(id) {
         return not_at_it(id);
     }
-    match read_error(request).await {
-        Ok((kind, body)) => {
-            let tail = shared.finish(id).await;
-            shared.answer(FromHost::Failed { id: id.to_owned(), kind, tail }, body).await;
-            accepted()
+    // One that is too long is an error still.
+    let (kind, body, answer) = match read_error(request).await {
+        Ok((kind, body)) => (kind, body, accepted()),
+        Err(answer) => {
+            let kind = "Function.ResponseSizeTooLarge".to_owned();
+            let body = json!({ "errorType": kind, "errorMessage": "the function's error was too long" });
+            (kind, body.to_string().into(), answer)
         }
-        Err(answer) => answer,
-    }
+    };
+    let Some(tail) = shared.finish(id).await else { return not_at_it(id) };
+    shared.answer(FromHost::Failed { id: id.to_owned(), kind, tail }, body).await;
+    answer
 }
 
 async fn init_error(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+    if shared.has_begun() {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "InvalidStateTransition",
+            "the runtime has asked for an invocation: it has begun",
+        );
+    }
     match read_error(request).await {
         Ok((kind, body)) => {
             shared.answer(FromHost::InitError { kind }, body).await;

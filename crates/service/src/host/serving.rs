@@ -41,8 +41,9 @@ struct State {
     next: Option<(Invocation, Bytes)>,
     /// The one that it is at.
     running: Option<Running>,
-    is_ready: bool,
-    /// It waits for an invocation.
+    /// How often it has asked for an invocation.
+    asks: u64,
+    /// It waits for one.
     is_asking: bool,
     init: Option<Duration>,
     tail: Tail,
@@ -76,8 +77,7 @@ async fn serve(
     ended: oneshot::Receiver<Ended>,
 ) -> std::io::Result<()> {
     let (to_service, mut from_here) = mpsc::channel(MOST_KEPT);
-    let state =
-        State { next: None, running: None, is_ready: false, is_asking: false, init: None, tail: Tail::default() };
+    let state = State { next: None, running: None, asks: 0, is_asking: false, init: None, tail: Tail::default() };
     let shared = Arc::new(Shared {
         config,
         state: Mutex::new(state),
@@ -171,7 +171,7 @@ impl Shared {
         let invocation = invocation.or(state.next.as_ref().map(|(invocation, _)| invocation));
         FromHost::Hello {
             sandbox: self.config.sandbox.clone(),
-            is_ready: state.is_ready,
+            asks: state.asks,
             is_asking: state.is_asking && state.next.is_none(),
             invocation: invocation.map(|invocation| invocation.id.clone()),
         }
@@ -199,40 +199,54 @@ impl Shared {
         self.send(FromHost::Log, bytes.into()).await;
     }
 
-    /// The runtime asks for an invocation: waits for one.
-    pub(super) async fn next(&self) -> (Invocation, Bytes) {
-        let first = {
+    /// The runtime asks for an invocation: waits for one. `None` while it is at another.
+    pub(super) async fn next(&self) -> Option<(Invocation, Bytes)> {
+        let number = {
             let mut state = self.lock();
-            let is_first = !std::mem::replace(&mut state.is_ready, true);
-            state.is_asking = true;
-            if is_first {
-                state.init = Some(self.started.elapsed());
+            if state.running.is_some() {
+                return None;
             }
-            is_first
+            // Who asks again before it is given anything, as after a timeout of its own, asks for the same.
+            (!std::mem::replace(&mut state.is_asking, true)).then(|| {
+                state.asks += 1;
+                if state.asks == 1 {
+                    state.init = Some(self.started.elapsed());
+                }
+                state.asks
+            })
         };
-        let init_ms = first.then(|| self.started.elapsed().as_secs_f64() * 1000.0);
-        self.send(FromHost::Asks { init_ms }, Bytes::new()).await;
-        loop {
-            let next = self.lock().next.take();
-            let Some((invocation, body)) = next else {
-                self.given.notified().await;
-                continue;
-            };
-            // What comes from here on belongs to it.
-            let before = self.log.read_now();
-            if !before.is_empty() {
-                self.logged(before).await;
-            }
-            {
-                let mut state = self.lock();
-                state.tail.clear();
-                state.is_asking = false;
-                state.running = Some(Running { invocation: invocation.clone(), since: Instant::now() });
-            }
-            let line = format!("START RequestId: {} Version: {}\n", invocation.id, self.config.version);
-            self.logged(line.into_bytes()).await;
-            return (invocation, body);
+        if let Some(number) = number {
+            self.send(FromHost::Asks { number }, Bytes::new()).await;
         }
+        let (invocation, body) = loop {
+            // What was written before does not belong to it.
+            let before = self.log.read_now();
+            let taken = {
+                let mut state = self.lock();
+                let taken = state.next.take();
+                if let Some((invocation, _)) = &taken {
+                    state.tail.clear();
+                    state.is_asking = false;
+                    state.running = Some(Running { invocation: invocation.clone(), since: Instant::now() });
+                }
+                taken
+            };
+            if !before.is_empty() {
+                self.send(FromHost::Log, before.into()).await;
+            }
+            match taken {
+                Some(taken) => break taken,
+                None => self.given.notified().await,
+            }
+        };
+        let line = format!("START RequestId: {} Version: {}\n", invocation.id, self.config.version);
+        self.logged(line.into_bytes()).await;
+        Some((invocation, body))
+    }
+
+    /// Whether the runtime has begun: errors of its beginning come before.
+    pub(super) fn has_begun(&self) -> bool {
+        self.lock().asks > 0
     }
 
     /// The runtime has something to say of the invocation `id`; whether it is at that one.
@@ -240,23 +254,24 @@ impl Shared {
         self.lock().running.as_ref().is_some_and(|running| running.invocation.id == id)
     }
 
-    /// Ends an invocation: writes the end of its log, and gives that where it was asked for.
-    pub(super) async fn finish(&self, id: &str) -> Option<String> {
+    /// Ends an invocation: writes the end of its log, and gives that where it was asked for. `None` where the runtime is not at this one.
+    pub(super) async fn finish(&self, id: &str) -> Option<Option<String>> {
+        let (running, init) = {
+            let mut state = self.lock();
+            if state.running.as_ref().is_none_or(|running| running.invocation.id != id) {
+                return None;
+            }
+            (state.running.take()?, state.init.take())
+        };
         let written = self.log.read_now();
         if !written.is_empty() {
             self.logged(written).await;
         }
-        let (running, init) = {
-            let mut state = self.lock();
-            let running = state.running.take().filter(|running| running.invocation.id == id);
-            (running, state.init.take())
-        };
-        let running = running?;
         let duration = running.since.elapsed().as_secs_f64() * 1000.0;
         let init_ms = init.map(|init| init.as_secs_f64() * 1000.0);
         let line = report(id, duration, init_ms, self.config.memory_mb);
         self.logged(line.into_bytes()).await;
-        running.invocation.wants_tail.then(|| self.lock().tail.encoded())
+        Some(running.invocation.wants_tail.then(|| self.lock().tail.encoded()))
     }
 
     /// Tells the service of an answer, or of a part of one.
