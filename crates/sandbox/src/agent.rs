@@ -59,7 +59,7 @@ pub fn agent_main() -> u8 {
     }
 }
 
-/// The same for `agent --open`, which [opens an image](opener) for an agent that a worker starts.
+/// The same for `agent --open`, which opens an image for an agent that a worker starts.
 pub fn opener_main() -> u8 {
     set_up_process();
     opener::main()

@@ -1,13 +1,15 @@
 //! The service: functions, their sandboxes, and what goes on between them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use snowmelt_sandbox::AgentConfig;
 use tokio::sync::{Semaphore, mpsc};
@@ -113,6 +115,8 @@ pub struct Service {
     pub(crate) assignment: Assignment,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
+    /// Of its folder, and of the state directory: hosts come to one service.
+    _locks: [Flock<File>; 2],
     machine: Machine,
     journal: Journal,
     background: Mutex<JoinSet<()>>,
@@ -141,6 +145,9 @@ impl Service {
         // Sockets have short names, and state is where the machine's sandboxes are.
         let socket = options.state.join("functions.sock");
         std::fs::create_dir_all(&options.state)?;
+        let locks = [&options.state, &options.folder].map(|folder| lock(folder));
+        let [state_lock, folder_lock] = locks;
+        let locks = [state_lock?, folder_lock?];
         let registry = Registry::open(&options.folder.join("functions.redb"))?;
         let (journal, before) = Journal::open(&options.folder.join("sandboxes.log"))?;
         let events = Events::open(&options.folder.join("events.redb"), options.retry_after)?;
@@ -156,6 +163,7 @@ impl Service {
         let logs = Logs::new(&options.folder.join("logs"));
         let service = Arc::new(Self {
             options,
+            _locks: locks,
             registry,
             events,
             assignment: Assignment::default(),
@@ -468,6 +476,19 @@ impl Service {
             self.ended(&id, None, Some("it did not ask for an invocation in time"));
         }
     }
+}
+
+/// Takes a folder for this service alone.
+fn lock(folder: &Path) -> Result<Flock<File>, Box<dyn std::error::Error + Send + Sync>> {
+    let file = File::options().write(true).create(true).truncate(false).open(folder.join("functions.lock"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => format!(
+            "another service uses {}: stop it, or give this one another --folder and --state-dir",
+            folder.display()
+        )
+        .into(),
+        error => error.into(),
+    })
 }
 
 /// Parts of an answer that wait for who reads it.

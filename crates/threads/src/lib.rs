@@ -96,7 +96,11 @@ impl Condvar {
     /// Lets go of `guard`, which is of `mutex`, until somebody notifies this.
     pub fn wait<'a, T>(&self, mutex: &'a Mutex<T>, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         match &self.0 {
-            Kind::Real(condvar) => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            Kind::Real(condvar) => {
+                // A simulation needs it, to lock it again.
+                let _ = mutex;
+                condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
+            }
             #[cfg(any(test, feature = "simulation"))]
             Kind::Simulated(event) => {
                 drop(guard);

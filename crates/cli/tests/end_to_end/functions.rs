@@ -398,6 +398,10 @@ refused("MissingAuthenticationTokenException", lambda: unsigned.list_functions()
     world.assert_nothing_left();
     let open = world.snowmelt(["serve", "--listen", "0.0.0.0:0"]);
     open.failure(1, &["--access-keys", "127.0.0.1"]);
+    std::fs::write(&keys, "KEY SECRET ../tenant\n").unwrap();
+    world.snowmelt(["serve", "--access-keys", keys.to_str().unwrap()]).failure(1, &["line 1", "../tenant"]);
+    let _service = Service::start(&world, &[]);
+    world.snowmelt(["serve", "--listen", "127.0.0.1:0"]).failure(1, &["another service uses", "--state-dir"]);
 }
 
 #[test]
