@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// How long an HTTP endpoint may take to take a record.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+/// For how long a destination is tried.
+const DELIVERY_TRIES: Duration = Duration::from_mins(2);
 
 /// What is to be run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -359,7 +361,11 @@ async fn finish(
     let destination = if condition == "Success" { &config.on_success } else { &config.on_failure };
     if let Some(destination) = destination {
         let record = record(service, event, condition, outcome);
-        if let Err(error) = deliver_patiently(service, event, config, destination, &record).await {
+        if let Err(error) = deliver_patiently(service, event, destination, &record).await {
+            if service.is_closing() {
+                // The next one runs it again, and tells of that.
+                return;
+            }
             tracing::error!(function = event.function, destination, error, "what became of an event is not told");
             let line = format!("{} Destination {destination}: {error}\n", event.id);
             service.logs.add(&event.tenant, &event.function, line.as_bytes());
@@ -398,24 +404,22 @@ fn record(service: &Service, event: &Event, condition: &str, outcome: &Outcome) 
     all
 }
 
-/// A destination that fails is tried again, for as long as the event may get old or the service lives.
+/// A destination that fails is tried again, for a while: other events of its tenant wait for this one's place.
 async fn deliver_patiently(
     service: &Arc<Service>,
     event: &Event,
-    config: &EventConfig,
     destination: &str,
     record: &Value,
 ) -> Result<(), String> {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, until) = (FIRST_PAUSE, Instant::now() + DELIVERY_TRIES);
     loop {
         let Err(error) = deliver(service, event, destination, record).await else { return Ok(()) };
-        let age = Duration::from_millis(now_ms().saturating_sub(event.accepted_ms));
-        if age + pause > Duration::from_secs(config.most_age_seconds.into()) || service.is_closing() {
+        if Instant::now() + pause > until || service.is_closing() {
             return Err(error);
         }
         tracing::warn!(function = event.function, destination, error, "a destination is tried again");
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause *= 2;
     }
 }
 
