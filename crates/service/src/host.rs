@@ -35,10 +35,11 @@ pub(crate) struct HostConfig {
     pub(crate) command: Vec<String>,
     pub(crate) working_directory: Option<String>,
     pub(crate) environment: Vec<(String, String)>,
-    pub(crate) memory_bytes: u64,
+    /// Processor time, in cores.
     pub(crate) cpus: f64,
     /// Which version runs, for its log.
     pub(crate) version: String,
+    /// Memory that the container may have, in MiB.
     pub(crate) memory_mb: u32,
 }
 
@@ -119,7 +120,7 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         network: Network::None,
         network_namespace: Some(namespace.path()),
         own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
-        memory_bytes: Some(config.memory_bytes),
+        memory_bytes: Some(u64::from(config.memory_mb) << 20),
         cpus: Some(config.cpus),
         ..RunSpec::default()
     }

@@ -62,9 +62,17 @@ impl Drop for Forget<'_> {
 pub(crate) struct Target {
     pub(crate) function: Arc<Function>,
     pub(crate) number: Qualifier,
-    pub(crate) version: Version,
     /// As the caller named it.
     pub(crate) arn: String,
+}
+
+impl Target {
+    fn version(&self) -> Result<&Version, ApiError> {
+        let found = self.function.resolve(Some(&self.number), 0.0);
+        found
+            .map(|(_, version)| version)
+            .ok_or_else(|| ApiError::service("a version is not there that was: this is a bug"))
+    }
 }
 
 impl Service {
@@ -77,7 +85,6 @@ impl Service {
         let missing = || ApiError::not_found(format!("Function not found: {arn}"));
         let function = self.registry.find(tenant, name).ok_or_else(missing)?;
         let (number, version) = function.resolve(qualifier, chance()).ok_or_else(missing)?;
-        let version = version.clone();
         match &version.state {
             State::Active => {}
             State::Pending => {
@@ -89,7 +96,7 @@ impl Service {
                 return Err(ApiError::invalid_runtime(format!("{arn} has no image that can be run: {reason}")));
             }
         }
-        Ok(Target { function, number, version, arn })
+        Ok(Target { number, arn, function: Arc::clone(&function) })
     }
 
     /// Runs a function once. It goes on when nobody waits any more.
@@ -103,7 +110,8 @@ impl Service {
     }
 
     async fn run(self: &Arc<Self>, target: Target, given: Given) -> Result<Invoked, ApiError> {
-        let Target { function, number, version, arn } = target;
+        let version = target.version()?;
+        let Target { function, number, arn } = &target;
         let key = Key {
             tenant: function.tenant.clone(),
             function: function.name.clone(),
@@ -123,7 +131,7 @@ impl Service {
         let mut pieces = self.expect(&id);
         // A sandbox may go in the moment that it is given.
         let (host, deadline) = loop {
-            let host = match self.assigned(&key, &function, &version).await? {
+            let host = match self.assigned(&key, function, version).await? {
                 Ok(host) => host,
                 Err(StartFailure { payload }) => return Ok(failed(payload)),
             };
@@ -135,7 +143,7 @@ impl Service {
         let invocation = Invocation {
             id: id.clone(),
             deadline_ms: milliseconds(SystemTime::now() + timeout),
-            arn,
+            arn: arn.clone(),
             trace: given.trace.clone(),
             client_context: given.client_context.clone(),
             wants_tail: given.wants_tail,

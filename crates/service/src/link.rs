@@ -27,7 +27,7 @@ pub(crate) enum FromHost {
     /// one twice, by [`FromHost::Hello`] too.
     Asks { number: u64 },
     /// It said that it cannot begin. [its error]
-    InitError { kind: String },
+    InitError,
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
     Response { id: String, tail: Option<String>, is_last: bool },
     /// It failed, perhaps with an answer begun. [error]

@@ -57,7 +57,7 @@ impl Machine {
         let settings = &wanted.version.settings;
         let mut agent = self.agent.clone();
         wanted.tenant.clone_into(&mut agent.tenant);
-        // A little for what the runtime writes elsewhere.
+        // All that can be written is /tmp.
         agent.overlay_bytes = u64::from(settings.storage) << 20;
         HostConfig {
             sandbox: wanted.sandbox.to_owned(),
@@ -69,7 +69,6 @@ impl Machine {
             command: settings.image_config.command.clone(),
             working_directory: settings.image_config.working_directory.clone(),
             environment: self.environment(wanted),
-            memory_bytes: u64::from(settings.memory) << 20,
             cpus: (f64::from(settings.memory) / MEMORY_OF_A_CORE).clamp(0.1, 6.0),
             version: wanted.number.to_owned(),
             memory_mb: settings.memory,

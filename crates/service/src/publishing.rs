@@ -1,21 +1,28 @@
 //! Code becomes an image in the store: `snowmelt publish`, as anybody would run it, in a process that ends.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::model::Code;
-use crate::service::ServiceOptions;
+use crate::assignment::Key;
+use crate::model::{Code, Function, State, Update, new_id};
+use crate::service::{Service, ServiceOptions};
+use crate::sigv4::hex;
 
 /// Why there is no image, as clients are told: a code of the model, and a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NoImage {
-    pub(crate) code: &'static str,
-    pub(crate) reason: String,
+struct NoImage {
+    code: &'static str,
+    reason: String,
 }
 
+/// Images that are published at once.
+pub(crate) const MOST_AT_ONCE: usize = 4;
+/// How long an image is kept for what may still be started from it: tenths of a second.
+const IMAGE_PATIENCE: usize = 600;
 /// A registry that gives its bytes one by one must not keep others from theirs.
 const PATIENCE: Duration = Duration::from_mins(30);
 /// What sources begin with that are no registry's.
@@ -29,11 +36,81 @@ fn command(options: &ServiceOptions, tenant: &str) -> Command {
     command
 }
 
+impl Service {
+    /// Has the code that is wanted for a function's latest version published, in the background.
+    pub(crate) fn publish(self: &Arc<Self>, function: &Arc<Function>) {
+        let (service, function) = (Arc::clone(self), Arc::clone(function));
+        let Some(uri) = function.latest.wanted.clone() else { return };
+        self.in_background(async move {
+            let Ok(_permit) = service.publishing.acquire().await else { return };
+            let name = image_name(&function.name, &new_id());
+            let published = publish(&service.options, &function.tenant, &uri, &name).await;
+            let mut before = None;
+            let changed = service.registry.change(&function.tenant, &function.name, |function| {
+                let latest = &mut function.latest;
+                if latest.wanted.as_ref() != Some(&uri) {
+                    return Ok(false);
+                }
+                latest.wanted = None;
+                match published.clone() {
+                    Ok(code) => {
+                        before = std::mem::replace(&mut latest.code, code).image;
+                        latest.state = State::Active;
+                        latest.last_update = Update::Successful;
+                    }
+                    Err(NoImage { code, reason }) => {
+                        let code = code.to_owned();
+                        if latest.state == State::Pending {
+                            latest.state = State::Failed { code: code.clone(), reason: reason.clone() };
+                        }
+                        latest.last_update = Update::Failed { code, reason };
+                    }
+                }
+                latest.revision = new_id();
+                Ok(true)
+            });
+            let is_kept = matches!(changed, Ok((_, true)));
+            if let Some(before) = before.filter(|_| is_kept) {
+                service.remove_unused(&function.tenant, &function.name, &before).await;
+            }
+            if !is_kept && published.is_ok() {
+                // Deleted or changed meanwhile, or not written down.
+                remove(&service.options, &function.tenant, &name).await;
+            }
+        });
+    }
+
+    /// Removes an image once no version has it and nothing that runs may still be started from it.
+    pub(crate) async fn remove_unused(&self, tenant: &str, function: &str, image: &str) {
+        for _ in 0..IMAGE_PATIENCE {
+            let current = self.registry.find(tenant, function);
+            if current.as_ref().is_some_and(|function| function.uses(image)) {
+                return;
+            }
+            let is_current =
+                |key: &Key| current.as_ref().is_some_and(|function| function.has_revision(&key.number, &key.revision));
+            let of_function = |key: &Key| key.tenant == tenant && key.function == function;
+            if !self.assignment.has_any(&|key| of_function(key) && !is_current(key)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        remove(&self.options, tenant, image).await;
+    }
+}
+
+/// What an image is called that holds a function's code.
+fn image_name(function: &str, id: &str) -> String {
+    // A function's name may have capitals, which an image's may not.
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, function.as_bytes());
+    format!("functions/{}:{}", hex(&hash.as_ref()[..8]), id.replace('-', ""))
+}
+
 /// Publishes an image under `name`.
 ///
 /// # Errors
 /// What is wrong with the image, or with what stores it.
-pub(crate) async fn publish(options: &ServiceOptions, tenant: &str, uri: &str, name: &str) -> Result<Code, NoImage> {
+async fn publish(options: &ServiceOptions, tenant: &str, uri: &str, name: &str) -> Result<Code, NoImage> {
     let failed = |reason: String| NoImage { code: "InvalidImage", reason };
     // As clients name images: registry, name and tag.
     let is_named = SCHEMES.iter().any(|scheme| uri.starts_with(scheme));
@@ -60,7 +137,7 @@ pub(crate) async fn publish(options: &ServiceOptions, tenant: &str, uri: &str, n
 }
 
 /// Removes an image that nothing refers to any more. One that stays costs room and nothing else.
-pub(crate) async fn remove(options: &ServiceOptions, tenant: &str, name: &str) {
+async fn remove(options: &ServiceOptions, tenant: &str, name: &str) {
     let output = command(options, tenant).args(["rm", name]).stdout(Stdio::null()).output().await;
     match output {
         Ok(output) if output.status.success() => {}

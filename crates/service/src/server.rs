@@ -40,10 +40,7 @@ const ANYBODY: &str = "default";
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
-/// Answers on a listener, for ever.
-///
-/// # Errors
-/// None that ends it; what is wrong with a connection is that connection's.
+/// Answers on a listener, for ever. What is wrong with a connection is that connection's.
 pub async fn serve(service: Arc<Service>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {

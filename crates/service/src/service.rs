@@ -22,9 +22,9 @@ use crate::hosts::{self, Came, Host, Table};
 use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
-use crate::model::{Function, State, Update, Version, new_id};
+use crate::model::{Version, new_id};
 use crate::placement::{Machine, Wanted};
-use crate::publishing::{self, NoImage};
+use crate::publishing;
 use crate::registry::Registry;
 
 /// A key that callers sign with.
@@ -124,7 +124,7 @@ pub struct Service {
     /// Who waits for which invocation's answer.
     waiting: Table<mpsc::Sender<Piece>>,
     is_closing: AtomicBool,
-    publishing: Semaphore,
+    pub(crate) publishing: Semaphore,
 }
 
 impl std::fmt::Debug for Service {
@@ -145,9 +145,7 @@ impl Service {
         // Sockets have short names, and state is where the machine's sandboxes are.
         let socket = options.state.join("functions.sock");
         std::fs::create_dir_all(&options.state)?;
-        let locks = [&options.state, &options.folder].map(|folder| lock(folder));
-        let [state_lock, folder_lock] = locks;
-        let locks = [state_lock?, folder_lock?];
+        let locks = [lock(&options.state)?, lock(&options.folder)?];
         let registry = Registry::open(&options.folder.join("functions.redb"))?;
         let (journal, before) = Journal::open(&options.folder.join("sandboxes.log"))?;
         let events = Events::open(&options.folder.join("events.redb"), options.retry_after)?;
@@ -175,7 +173,7 @@ impl Service {
             sandboxes: Table::default(),
             waiting: Table::default(),
             is_closing: AtomicBool::new(false),
-            publishing: Semaphore::new(MOST_PUBLISHING),
+            publishing: Semaphore::new(publishing::MOST_AT_ONCE),
         });
         service.expect_hosts(before);
         hosts::listen(&socket, Arc::clone(&service))?;
@@ -238,67 +236,6 @@ impl Service {
     /// Whether it takes nothing new.
     pub(crate) fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Relaxed)
-    }
-
-    /// Has the code that is wanted for a function's latest version published, in the background.
-    pub(crate) fn publish(self: &Arc<Self>, function: &Arc<Function>) {
-        let (service, function) = (Arc::clone(self), Arc::clone(function));
-        let Some(uri) = function.latest.wanted.clone() else { return };
-        self.in_background(async move {
-            let Ok(_permit) = service.publishing.acquire().await else { return };
-            let name = image_name(&function.name, &new_id());
-            let published = publishing::publish(&service.options, &function.tenant, &uri, &name).await;
-            let mut before = None;
-            let changed = service.registry.change(&function.tenant, &function.name, |function| {
-                let latest = &mut function.latest;
-                if latest.wanted.as_ref() != Some(&uri) {
-                    return Ok(false);
-                }
-                latest.wanted = None;
-                match published.clone() {
-                    Ok(code) => {
-                        before = std::mem::replace(&mut latest.code, code).image;
-                        latest.state = State::Active;
-                        latest.last_update = Update::Successful;
-                    }
-                    Err(NoImage { code, reason }) => {
-                        let code = code.to_owned();
-                        if latest.state == State::Pending {
-                            latest.state = State::Failed { code: code.clone(), reason: reason.clone() };
-                        }
-                        latest.last_update = Update::Failed { code, reason };
-                    }
-                }
-                latest.revision = new_id();
-                Ok(true)
-            });
-            let is_kept = matches!(changed, Ok((_, true)));
-            if let Some(before) = before.filter(|_| is_kept) {
-                service.remove_unused(&function.tenant, &function.name, &before).await;
-            }
-            if !is_kept && published.is_ok() {
-                // Deleted or changed meanwhile, or not written down.
-                publishing::remove(&service.options, &function.tenant, &name).await;
-            }
-        });
-    }
-
-    /// Removes an image once no version has it and nothing that runs may still be started from it.
-    pub(crate) async fn remove_unused(&self, tenant: &str, function: &str, image: &str) {
-        for _ in 0..IMAGE_PATIENCE {
-            let current = self.registry.find(tenant, function);
-            if current.as_ref().is_some_and(|function| function.uses(image)) {
-                return;
-            }
-            let is_current =
-                |key: &Key| current.as_ref().is_some_and(|function| function.has_revision(&key.number, &key.revision));
-            let of_function = |key: &Key| key.tenant == tenant && key.function == function;
-            if !self.assignment.has_any(&|key| of_function(key) && !is_current(key)) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        publishing::remove(&self.options, tenant, image).await;
     }
 
     /// Starts a sandbox of this kind, in the background.
@@ -493,10 +430,6 @@ fn lock(folder: &Path) -> Result<Flock<File>, Box<dyn std::error::Error + Send +
 
 /// Parts of an answer that wait for who reads it.
 const MOST_PIECES: usize = 8;
-/// Images that are published at once.
-const MOST_PUBLISHING: usize = 4;
-/// How long an image is kept for what may still be started from it: tenths of a second.
-const IMAGE_PATIENCE: usize = 600;
 /// How long after its timeout a sandbox must have asked for more.
 const GRACE: Duration = Duration::from_secs(5);
 /// What a sandbox is given whose beginning this service did not see: Lambda's longest timeout, and more.
@@ -564,7 +497,7 @@ impl Service {
         match message {
             FromHost::Hello { .. } => {}
             FromHost::Asks { number } => self.asks(host, number),
-            FromHost::InitError { .. } => self.init_failed(host, body),
+            FromHost::InitError => self.init_failed(host, body),
             FromHost::Response { id, tail, is_last } => {
                 let piece = if is_last { Piece::Done { body, tail } } else { Piece::Data(body) };
                 if is_last {
@@ -586,17 +519,6 @@ impl Service {
             FromHost::Exited { code, message } => self.ended(&host.sandbox, code, message.as_deref()),
         }
     }
-}
-
-/// What an image is called that holds a function's code.
-fn image_name(function: &str, id: &str) -> String {
-    use std::fmt::Write as _;
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, function.as_bytes());
-    let hex = hash.as_ref()[..8].iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
-    format!("functions/{hex}:{}", id.replace('-', ""))
 }
 
 fn signal_name(number: u8) -> String {

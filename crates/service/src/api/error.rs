@@ -15,7 +15,6 @@ pub struct ApiError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     AccessDenied,
-    ExpiredToken,
     InvalidParameterValue,
     InvalidRequestContent,
     InvalidRuntime,
@@ -26,13 +25,10 @@ enum Kind {
     RequestTooLarge,
     ResourceConflict,
     ResourceNotFound,
-    ProvisionedConcurrencyConfigNotFound,
     Service,
     TooManyRequests,
     UnknownOperation,
     UnrecognizedClient,
-    UnsupportedMediaType,
-    InvalidZipFile,
 }
 
 impl Kind {
@@ -40,7 +36,6 @@ impl Kind {
     fn shape(self) -> (&'static str, u16, bool) {
         match self {
             Self::AccessDenied => ("AccessDeniedException", 403, true),
-            Self::ExpiredToken => ("ExpiredTokenException", 403, false),
             Self::InvalidParameterValue => ("InvalidParameterValueException", 400, false),
             Self::InvalidRequestContent => ("InvalidRequestContentException", 400, false),
             Self::InvalidRuntime => ("InvalidRuntimeException", 502, true),
@@ -51,13 +46,10 @@ impl Kind {
             Self::RequestTooLarge => ("RequestTooLargeException", 413, false),
             Self::ResourceConflict => ("ResourceConflictException", 409, false),
             Self::ResourceNotFound => ("ResourceNotFoundException", 404, true),
-            Self::ProvisionedConcurrencyConfigNotFound => ("ProvisionedConcurrencyConfigNotFoundException", 404, false),
             Self::Service => ("ServiceException", 500, true),
             Self::TooManyRequests => ("TooManyRequestsException", 429, false),
             Self::UnknownOperation => ("UnknownOperationException", 404, true),
             Self::UnrecognizedClient => ("UnrecognizedClientException", 403, false),
-            Self::UnsupportedMediaType => ("UnsupportedMediaTypeException", 415, false),
-            Self::InvalidZipFile => ("InvalidZipFileException", 502, true),
         }
     }
 }
@@ -75,8 +67,6 @@ macro_rules! constructors {
 constructors! {
     /// The caller may not do that.
     access_denied => AccessDenied;
-    /// What was signed is too old or from the future.
-    expired_token => ExpiredToken;
     /// A parameter is not what it must be.
     invalid => InvalidParameterValue;
     /// The body is not what it must be.
@@ -97,18 +87,12 @@ constructors! {
     conflict => ResourceConflict;
     /// There is no such thing.
     not_found => ResourceNotFound;
-    /// There is no such setting.
-    no_provisioned_concurrency => ProvisionedConcurrencyConfigNotFound;
     /// It is our fault.
     service => Service;
     /// AWS has no such operation.
     unknown_operation => UnknownOperation;
     /// There is no such access key.
     unknown_key => UnrecognizedClient;
-    /// The body is said to be what is not read.
-    unsupported_media => UnsupportedMediaType;
-    /// The package cannot be read.
-    invalid_zip => InvalidZipFile;
 }
 
 impl ApiError {

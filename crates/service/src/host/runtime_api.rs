@@ -223,8 +223,8 @@ async fn init_error(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer 
         );
     }
     match read_error(request).await {
-        Ok((kind, body)) => {
-            shared.answer(FromHost::InitError { kind }, body).await;
+        Ok((_, body)) => {
+            shared.answer(FromHost::InitError, body).await;
             accepted()
         }
         Err(answer) => answer,
