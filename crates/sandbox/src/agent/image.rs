@@ -141,8 +141,11 @@ impl Opened {
     ) -> Result<Self, Error> {
         let failed = || image_error("open image", &record.image);
         let name: ImageName = record.image.parse().map_err(failed())?;
-        let Found { record: found, manifest, data_key } = found;
-        let (manifest, metadata) = open_with_key(&name, &found, &manifest, &data_key).map_err(failed())?;
+        let Found { record: found, manifest, data_key, opened } = found;
+        let (manifest, metadata) = match opened {
+            Some(opened) => opened,
+            None => open_with_key(&name, &found, &manifest, &data_key).map_err(failed())?,
+        };
         drop(data_key);
         let load = match &source {
             Source::Store(_) => check_room(config, &manifest, &name)?,

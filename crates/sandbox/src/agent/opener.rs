@@ -139,7 +139,7 @@ pub(super) fn receive(mut from: impl std::io::Read) -> Result<(Found, Expected),
     let mut manifest = Vec::new();
     from.read_to_end(&mut manifest).map_err(gone)?;
     let manifest = Manifest::decode(&manifest).map_err(|_| invalid("what is no manifest"))?;
-    Ok((Found { record: *record, manifest, data_key }, Expected { log, same_command }))
+    Ok((Found { record: *record, manifest, data_key, opened: None }, Expected { log, same_command }))
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use snowmelt_chunk::{DataKey, KeyRing, Manifest, ManifestId};
+use snowmelt_chunk::{DataKey, KeyRing, Manifest, ManifestId, OpenedManifest};
 use snowmelt_store::readback::open_with_key;
-use snowmelt_store::{ImageName, NameRecord, SeenNames, Store, StoreOptions};
+use snowmelt_store::{ImageMetadata, ImageName, NameRecord, SeenNames, Store, StoreOptions};
 
 use super::image::chain;
 use super::protocol::{AgentConfig, LoadMode, OnUnavailable};
@@ -18,6 +18,8 @@ pub(super) struct Found {
     pub(super) record: NameRecord,
     pub(super) manifest: Manifest,
     pub(super) data_key: DataKey,
+    /// What that opens, where it was opened in this process already: once is enough on the way of a start.
+    pub(super) opened: Option<(OpenedManifest, ImageMetadata)>,
 }
 
 /// What there is when it was found.
@@ -77,12 +79,12 @@ pub(super) fn find(
         let starts = StartsWanted::ask(config, &at_root, &id, command.filter(|_| is_new));
         let manifest = store.read_manifest(&record.root, tenant, &id)?;
         let data_key = manifest.data_key(&keys, &name.to_string())?;
-        open_with_key(&name, &record, &manifest, &data_key)?;
+        let opened = Some(open_with_key(&name, &record, &manifest, &data_key)?);
         if is_new {
             SeenNames::new(&config.cache_dir).check(&store, tenant, &name, &record)?;
         }
         let (starts, expected) = starts.answer();
-        Ok(Opening { found: Found { record, manifest, data_key }, store: at_root, starts, expected })
+        Ok(Opening { found: Found { record, manifest, data_key, opened }, store: at_root, starts, expected })
     };
     find().map_err(image_error("open image", image))
 }
