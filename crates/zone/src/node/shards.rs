@@ -97,11 +97,13 @@ impl Shards {
 
     /// The shard if it is on disk, which is waited for. Memory has it then.
     pub fn on_disk(&self, key: &ShardKey) -> Option<Shard> {
-        let shard = self.disk.as_ref().and_then(|disk| disk.get(key));
-        let counter = if shard.is_some() { &self.counters.disk_hits } else { &self.counters.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        let shard = shard?;
+        let Some(shard) = self.disk.as_ref().and_then(|disk| disk.get(key)) else {
+            self.counters.misses.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
         self.memory.put(*key, shard.clone());
+        // Counted when memory has it: who sees the count may rely on that.
+        self.counters.disk_hits.fetch_add(1, Ordering::Release);
         Some(shard)
     }
 
@@ -139,7 +141,7 @@ impl Shards {
 
     /// What there is and was.
     pub fn stats(&self) -> ShardsStats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         let (memory_shards, memory_bytes) = self.memory.usage();
         let (disk_shards, disk_bytes) = self.disk.as_ref().map_or((0, 0), |disk| disk.usage());
         ShardsStats {
