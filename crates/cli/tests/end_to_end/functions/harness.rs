@@ -1,0 +1,124 @@
+//! A service for a test, and AWS's client for Python that calls it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::world::{World, finish, repository, test_cache, test_image, wait};
+
+/// What every script begins with: a client, and the few things that all of them do.
+const PRELUDE: &str = r#"
+import base64, json, os, threading, time
+import boto3, botocore
+from botocore.config import Config
+
+ENDPOINT, IMAGE = os.environ["ENDPOINT"], os.environ["IMAGE"]
+ROLE = "arn:aws:iam::000000000000:role/anything"
+
+def connect(key="any", secret="any", **more):
+    config = Config(retries={"max_attempts": 0}, read_timeout=60, **more)
+    return boto3.client("lambda", endpoint_url=ENDPOINT, region_name="us-east-1", aws_access_key_id=key,
+                        aws_secret_access_key=secret, config=config)
+
+client = connect()
+
+def create(name="hello", **more):
+    settings = dict(MemorySize=256, Timeout=20, Role=ROLE, PackageType="Image", Code={"ImageUri": IMAGE}) | more
+    made = client.create_function(FunctionName=name, **settings)
+    client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    return made
+
+def invoke(payload={}, name="hello", **more):
+    answer = client.invoke(FunctionName=name, Payload=json.dumps(payload), **more)
+    answer["Payload"] = json.loads(answer["Payload"].read() or "null")
+    return answer
+
+def refused(code, call, *words):
+    try:
+        call()
+    except botocore.exceptions.ClientError as error:
+        assert error.response["Error"]["Code"] == code, error
+        for word in words:
+            assert word in str(error), (word, error)
+        return error.response
+    raise AssertionError(f"{code} was expected")
+"#;
+
+/// A service of a world, which ends with it.
+pub(crate) struct Service {
+    pub(crate) process: Child,
+    pub(crate) endpoint: String,
+}
+
+impl Service {
+    #[track_caller]
+    pub(crate) fn start(world: &World, options: &[&str]) -> Self {
+        Self::start_at(world, "127.0.0.1:0", options)
+    }
+
+    #[track_caller]
+    pub(crate) fn start_at(world: &World, address: &str, options: &[&str]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(world.path("service.log")).unwrap();
+        let arguments = [&["--json", "serve", "--listen", address, "--allow-local-images"], options].concat();
+        let mut process = world.command(arguments).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+            panic!("{error}: {line} {}", std::fs::read_to_string(world.path("service.log")).unwrap())
+        });
+        Self { process, endpoint: said["endpoint"].as_str().unwrap().to_owned() }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.endpoint.strip_prefix("http://").unwrap()
+    }
+
+    /// Asks it to end, and waits.
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert_eq!(wait(&mut self.process), 0);
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+        wait(&mut self.process);
+    }
+
+    /// Runs a script to its end; what is wrong ends it with an exception.
+    #[track_caller]
+    pub(crate) fn script(&self, world: &World, text: &str) {
+        let mut python = Command::new(python());
+        python.args(["-"]).env("ENDPOINT", &self.endpoint).env("IMAGE", test_image("lambda"));
+        python.env("HOME", world.path("home")).env("AWS_EC2_METADATA_DISABLED", "true");
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            python.env_remove(variable);
+        }
+        let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        write!(child.stdin.take().unwrap(), "{PRELUDE}\n{text}").unwrap();
+        let finished = finish(child);
+        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A Python that has boto3: the one of the servers that tests use.
+pub(crate) fn python() -> PathBuf {
+    let python = test_cache().join("servers/bin/python");
+    if !python.exists() {
+        let status = Command::new(repository().join("scripts/test-servers")).arg("install").status().unwrap();
+        assert!(status.success(), "scripts/test-servers install failed; see its messages above");
+    }
+    python
+}
