@@ -14,7 +14,9 @@ const FUNCTIONS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("f
 
 /// All functions of all tenants.
 pub(crate) struct Registry {
-    database: Database,
+    /// Held while something is changed, which waits for the disk.
+    database: Mutex<Database>,
+    /// What is in the database, for those who only look: nobody holds it for long.
     functions: Mutex<BTreeMap<(String, String), Arc<Function>>>,
 }
 
@@ -48,7 +50,12 @@ impl Registry {
                 Err(error) => tracing::error!(%error, function = key.value().replace('\0', "/"), "is not understood"),
             }
         }
-        Ok(Self { database, functions: Mutex::new(functions) })
+        Ok(Self { database: Mutex::new(database), functions: Mutex::new(functions) })
+    }
+
+    /// Whoever has it changes what there is, alone.
+    fn changing(&self) -> MutexGuard<'_, Database> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Arc<Function>>> {
@@ -75,15 +82,11 @@ impl Registry {
     /// # Errors
     /// Conflict where there is one of that name.
     pub(crate) fn create(&self, function: Function) -> Result<Arc<Function>, ApiError> {
-        let mut functions = self.lock();
-        let place = (function.tenant.clone(), function.name.clone());
-        if functions.contains_key(&place) {
+        let database = self.changing();
+        if self.find(&function.tenant, &function.name).is_some() {
             return Err(ApiError::conflict(format!("Function already exist: {}", function.name)));
         }
-        let function = Arc::new(function);
-        self.write(&function)?;
-        functions.insert(place, Arc::clone(&function));
-        Ok(function)
+        self.put(&database, function)
     }
 
     /// Changes a function: all of what `change` does, or nothing.
@@ -96,14 +99,11 @@ impl Registry {
         name: &str,
         change: impl FnOnce(&mut Function) -> Result<T, ApiError>,
     ) -> Result<(Arc<Function>, T), ApiError> {
-        let mut functions = self.lock();
-        let entry = functions.get_mut(&(tenant.to_owned(), name.to_owned()));
-        let entry = entry.ok_or_else(|| ApiError::not_found(format!("Function not found: {name}")))?;
-        let mut function = Function::clone(entry);
+        let database = self.changing();
+        let function = self.find(tenant, name).ok_or_else(|| missing(name))?;
+        let mut function = Function::clone(&function);
         let result = change(&mut function)?;
-        self.write(&function)?;
-        *entry = Arc::new(function);
-        Ok((Arc::clone(entry), result))
+        Ok((self.put(&database, function)?, result))
     }
 
     /// Removes a function.
@@ -111,22 +111,29 @@ impl Registry {
     /// # Errors
     /// Not found.
     pub(crate) fn remove(&self, tenant: &str, name: &str) -> Result<Arc<Function>, ApiError> {
-        let mut functions = self.lock();
-        let place = (tenant.to_owned(), name.to_owned());
-        if !functions.contains_key(&place) {
-            return Err(ApiError::not_found(format!("Function not found: {name}")));
+        let database = self.changing();
+        if self.find(tenant, name).is_none() {
+            return Err(missing(name));
         }
-        let begun = self.database.begin_write().map_err(broken)?;
+        let begun = database.begin_write().map_err(broken)?;
         begun.open_table(FUNCTIONS).map_err(broken)?.remove(key(tenant, name).as_str()).map_err(broken)?;
         begun.commit().map_err(broken)?;
-        functions.remove(&place).ok_or_else(|| ApiError::not_found(format!("Function not found: {name}")))
+        self.lock().remove(&(tenant.to_owned(), name.to_owned())).ok_or_else(|| missing(name))
     }
 
-    fn write(&self, function: &Function) -> Result<(), ApiError> {
-        let bytes = serde_json::to_vec(function).map_err(broken)?;
-        let begun = self.database.begin_write().map_err(broken)?;
+    /// On the disk first, then for everybody.
+    fn put(&self, database: &Database, function: Function) -> Result<Arc<Function>, ApiError> {
+        let bytes = serde_json::to_vec(&function).map_err(broken)?;
+        let begun = database.begin_write().map_err(broken)?;
         let key = key(&function.tenant, &function.name);
         begun.open_table(FUNCTIONS).map_err(broken)?.insert(key.as_str(), bytes.as_slice()).map_err(broken)?;
-        begun.commit().map_err(broken)
+        begun.commit().map_err(broken)?;
+        let function = Arc::new(function);
+        self.lock().insert((function.tenant.clone(), function.name.clone()), Arc::clone(&function));
+        Ok(function)
     }
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::not_found(format!("Function not found: {name}"))
 }
