@@ -6,7 +6,7 @@ export SNOWMELT_TEST_CACHE ?= $(CURDIR)/target/test-images
 .DEFAULT_GOAL := help
 # The steps of a task come one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup build demo cluster test test-beside-servers lint bench test-images clean
+.PHONY: help setup build demo cluster test test-beside-servers lint soak bench test-images clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ test-beside-servers:
 test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)
 	scripts/test-images
 	scripts/test-servers install
+
+soak: ## ten minutes of every kind of call to a service, and that nothing grows (root)
+	scripts/test-images lambda
+	$(CARGO) build --locked --workspace --bins --examples
+	SNOWMELT_SOAK_SECONDS=600 scripts/test-servers run -- $(CARGO) test --locked --workspace --test end_to_end -- --exact --nocapture functions::faults::a_mixed_trace_leaves_nothing_growing
 
 bench: ## run every benchmark side by side and write docs/benchmarks.md (about 45 minutes)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench

@@ -1,7 +1,7 @@
 //! A service for a test, and AWS's client for Python that calls it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -92,17 +92,23 @@ impl Service {
     /// Runs a script to its end; what is wrong ends it with an exception.
     #[track_caller]
     pub(crate) fn script(&self, world: &World, text: &str) {
+        let finished = finish(self.start_script(world, text, &[]));
+        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+    }
+
+    /// Starts a script that runs beside the test.
+    pub(crate) fn start_script(&self, world: &World, text: &str, variables: &[(&str, &Path)]) -> Child {
         let mut python = Command::new(python());
         python.args(["-"]).env("ENDPOINT", &self.endpoint).env("IMAGE", test_image("lambda"));
         python.env("HOME", world.path("home")).env("AWS_EC2_METADATA_DISABLED", "true");
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             python.env_remove(variable);
         }
+        python.envs(variables.iter().copied());
         let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         write!(child.stdin.take().unwrap(), "{PRELUDE}\n{text}").unwrap();
-        let finished = finish(child);
-        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
-        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+        child
     }
 }
 
