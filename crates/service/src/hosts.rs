@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
@@ -95,7 +96,8 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     // Whoever may connect is root: the socket's folder is root's. It may still be another's mistake.
     let pid = stream.peer_cred().ok().and_then(|peer| Pid::from_raw(peer.pid()?));
     let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).map(Arc::new);
-    let (mut from, mut to) = stream.into_split();
+    let (from, mut to) = stream.into_split();
+    let mut from = BufReader::new(from);
     let hello = link::receive(&mut from).await;
     let Ok(Some((FromHost::Hello { sandbox, asks, is_asking, invocation }, _))) = hello else { return };
     let (sender, mut messages) = mpsc::channel::<(ToHost, Bytes)>(MOST_WAITING);

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -119,7 +120,8 @@ async fn connect(
     let mut alone_since = Instant::now();
     loop {
         if let Ok(mut stream) = UnixStream::connect(&shared.config.socket).await {
-            let (mut from, mut to) = stream.split();
+            let (from, mut to) = stream.split();
+            let mut from = BufReader::new(from);
             if link::send(&mut to, &shared.hello(), &[]).await.is_ok() {
                 let listen = async {
                     while let Ok(Some((message, body))) = link::receive::<ToHost>(&mut from).await {
