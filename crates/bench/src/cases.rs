@@ -5,6 +5,7 @@ pub(crate) mod collect;
 pub(crate) mod dedup;
 pub(crate) mod device;
 pub(crate) mod eviction;
+pub(crate) mod functions;
 pub(crate) mod memory;
 pub(crate) mod modes;
 pub(crate) mod publish;
@@ -86,16 +87,15 @@ impl Bench {
     pub(crate) fn unpacked(&self) -> Result<PathBuf> {
         let bundle = self.path("unpacked");
         if !bundle.exists() {
-            unpack(&self.images.layout()?, &bundle)?;
+            unpack(&format!("{}:numpy", self.images.layout()?.display()), &bundle)?;
         }
         Ok(bundle)
     }
 }
 
-/// Unpacks `numpy` of a layout.
-fn unpack(layout: &Path, bundle: &Path) -> Result<()> {
-    let image = format!("{}:numpy", layout.display());
-    let output = Command::new("umoci").args(["unpack", "--image", &image]).arg(bundle).output()?;
+/// Unpacks an image, `LAYOUT:TAG`.
+fn unpack(image: &str, bundle: &Path) -> Result<()> {
+    let output = Command::new("umoci").args(["unpack", "--image", image]).arg(bundle).output()?;
     anyhow::ensure!(output.status.success(), "umoci unpack: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -26,6 +26,23 @@ impl Images {
         last_line(self.script("test-images").arg("numpy"))
     }
 
+    /// The OCI layout with functions in Python (`lambda`) and in Rust (`lambda-rust`).
+    pub(crate) fn runtimes_layout(&self) -> Result<PathBuf> {
+        last_line(self.script("test-images").args(["lambda", "lambda-rust"]))
+    }
+
+    /// `cargo lambda`, beside the function in Rust.
+    pub(crate) fn cargo_lambda(&self) -> Result<Command> {
+        let mut command = Command::new(last_line(&mut self.script("test-clients"))?.join("bin/cargo-lambda"));
+        command.current_dir(self.repository.join("tests/functions/rust"));
+        Ok(command)
+    }
+
+    /// The OCI layout with the images that functions are measured with: `big`, and so many of `one-1`, `one-2` and so on.
+    pub(crate) fn function_layout(&self, count: usize) -> Result<PathBuf> {
+        last_line(self.script("function-images").arg(count.to_string()))
+    }
+
     /// The OCI layout with six images over one base, `team-1` to `team-6`.
     pub(crate) fn dedup_layout(&self) -> Result<PathBuf> {
         last_line(&mut self.script("dedup-images"))

@@ -6,6 +6,8 @@
 //! but for S3, which `scripts/test-servers` starts ([`objects`]).
 
 mod cases;
+mod functions;
+mod http;
 mod images;
 mod machine;
 mod measure;
@@ -29,7 +31,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, modes, warm, s3, reads, device, publish, memory, collect, dedup, suites, eviction, zone, starts).
+    /// Only these cases (cold, modes, warm, s3, reads, device, publish, memory, collect, dedup, suites, eviction, zone, starts, functions).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -74,7 +76,7 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 14] = [
+const CASES: [(&str, Case); 15] = [
     ("cold", cases::cold::measure),
     ("modes", cases::modes::measure),
     ("warm", cases::warm::measure),
@@ -89,6 +91,7 @@ const CASES: [(&str, Case); 14] = [
     ("eviction", cases::eviction::measure),
     ("zone", cases::zone::measure),
     ("starts", cases::starts::measure),
+    ("functions", cases::functions::measure),
 ];
 
 fn main() -> Result<()> {

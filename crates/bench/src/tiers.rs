@@ -21,7 +21,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it and waits until it is ready. What it complains of goes to `log`, and into the error where it does not get ready.
-    fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let messages = File::options().create(true).append(true).open(log)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(messages).spawn();
         let child = child.with_context(|| format!("starting {command:?}"))?;
@@ -40,8 +40,12 @@ impl Process {
     }
 
     /// Something that it said when it was ready.
+    pub(crate) fn said(&self, name: &str) -> Result<&str> {
+        self.ready[name].as_str().with_context(|| format!("no `{name}` in {}", self.ready))
+    }
+
     fn address(&self, name: &str) -> Result<SocketAddr> {
-        let text = self.ready[name].as_str().with_context(|| format!("no `{name}` in {}", self.ready))?;
+        let text = self.said(name)?;
         text.parse().with_context(|| format!("`{text}` is no address"))
     }
 

@@ -199,7 +199,8 @@ fn run_cold(bench: &Bench, place: &Path, store: SocketAddr, command: &[&str]) ->
     )
 }
 
-fn pull_unpack_run(bench: &Bench, registry: SocketAddr, command: &[&str]) -> Result<measure::Ran> {
+/// Copies the registry's one image here, unpacks it, and starts a command in it.
+pub(super) fn pull_unpack_run(bench: &Bench, registry: SocketAddr, command: &[&str]) -> Result<measure::Ran> {
     let (layout, bundle) = (bench.path("pulled"), bench.path("bundle"));
     for directory in [&layout, &bundle] {
         if directory.exists() {
@@ -210,17 +211,17 @@ fn pull_unpack_run(bench: &Bench, registry: SocketAddr, command: &[&str]) -> Res
     let started = std::time::Instant::now();
     let mut copy = Command::new("skopeo");
     copy.args(["copy", "--quiet", "--src-tls-verify=false"])
-        .arg(format!("docker://{registry}/numpy:latest"))
-        .arg(format!("oci:{}:numpy", layout.display()));
+        .arg(format!("docker://{registry}/image:latest"))
+        .arg(format!("oci:{}:image", layout.display()));
     measure::run(&mut copy)?;
-    super::unpack(&layout, &bundle)?;
+    super::unpack(&format!("{}:image", layout.display()), &bundle)?;
     set_command(&bundle, command)?;
     let prepared = started.elapsed();
     let ran = measure::run(&mut super::warm::runc(bench, &bundle))?;
     Ok(measure::Ran { first_line: prepared + ran.first_line, total: prepared + ran.total, ..ran })
 }
 
-/// A registry that has `numpy`.
+/// A registry that has one image, `image:latest`.
 pub(super) struct Registry<'a> {
     bench: &'a Bench,
     address: SocketAddr,
@@ -229,7 +230,13 @@ pub(super) struct Registry<'a> {
 }
 
 impl<'a> Registry<'a> {
+    /// One that has `numpy`.
     pub(super) fn start(bench: &'a Bench) -> Result<Self> {
+        Self::start_with(bench, &format!("{}:numpy", bench.images.layout()?.display()))
+    }
+
+    /// One that has this image, `LAYOUT:TAG`.
+    pub(super) fn start_with(bench: &'a Bench, image: &str) -> Result<Self> {
         let folder = bench.path("registry");
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
@@ -239,10 +246,16 @@ impl<'a> Registry<'a> {
         let mut registry = Self { bench, address, copied_in: Duration::ZERO };
         let mut copy = Command::new("skopeo");
         copy.args(["copy", "--quiet", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}:numpy", bench.images.layout()?.display()))
-            .arg(format!("docker://{address}/numpy:latest"));
+            .arg(format!("oci:{image}"))
+            .arg(format!("docker://{address}/image:latest"));
         registry.copied_in = measure::run(&mut copy)?.total;
         Ok(registry)
+    }
+}
+
+impl Registry<'_> {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
 use self::running::{Memory, Running};
+pub(super) use self::running::{memory_of, proportional_set};
 use super::cold::Logs;
 use crate::Bench;
 use crate::measure::Samples;
@@ -218,13 +219,13 @@ fn memory_now(machine: &Machine<'_>, running: &mut [Running], chunks: &serde_jso
     let agents = machine.agents()?;
     ensure!(agents.len() == running.len(), "{} agents serve {} containers", agents.len(), running.len());
     let runs: Vec<i32> = running.iter().map(Running::id).collect();
-    let (agent_mean, agent_most) = running::memory_of(&agents)?;
+    let (agent_mean, agent_most) = memory_of(&agents)?;
     let memory = Memory {
-        worker: running::proportional_set(machine.worker()?.id())?,
+        worker: proportional_set(machine.worker()?.id())?,
         chunks: chunks.as_u64().context("the worker's memory")?,
         agent_mean,
         agent_most,
-        run_mean: running::memory_of(&runs)?.0,
+        run_mean: memory_of(&runs)?.0,
     };
     running.iter_mut().try_for_each(Running::ensure_runs)?;
     Ok(memory)

@@ -90,14 +90,14 @@ pub(super) struct Memory {
 }
 
 /// Mean and most of some processes.
-pub(super) fn memory_of(processes: &[i32]) -> Result<(u64, u64)> {
+pub(crate) fn memory_of(processes: &[i32]) -> Result<(u64, u64)> {
     let each: Vec<u64> = processes.iter().map(|process| proportional_set(*process)).collect::<Result<_>>()?;
     let most = each.iter().copied().max().context("there are processes")?;
     Ok((each.iter().sum::<u64>() / each.len() as u64, most))
 }
 
 /// In bytes; proc_pid_smaps(5).
-pub(super) fn proportional_set(process: i32) -> Result<u64> {
+pub(crate) fn proportional_set(process: i32) -> Result<u64> {
     let file = format!("/proc/{process}/smaps_rollup");
     let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
     let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
