@@ -1,6 +1,7 @@
 //! What can be said on the command line.
 
 mod cache;
+mod functions;
 mod service;
 mod upkeep;
 mod worker;
@@ -16,6 +17,7 @@ use snowmelt_sandbox::{LoadMode, Network, Volume};
 use snowmelt_store::ImageName;
 
 pub(crate) use self::cache::{CacheNodeArgs, ZoneArgs};
+pub(crate) use self::functions::*;
 pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::upkeep::*;
 pub(crate) use self::worker::{ServeArgs, WorkerAction, WorkerArgs};
@@ -229,6 +231,9 @@ pub(crate) enum Command {
     CacheNode(CacheNodeArgs),
     Completions(CompletionsArgs),
     Serve(ServiceArgs),
+    #[command(name = "fn")]
+    Functions(FunctionsArgs),
+    Top(TopArgs),
     /// Runs one function's sandbox. Started by serve.
     #[command(hide = true)]
     FunctionHost,

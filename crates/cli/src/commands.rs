@@ -3,6 +3,7 @@
 mod access;
 mod cache_node;
 mod copy;
+mod functions;
 mod gc;
 mod images;
 mod inspect;
@@ -14,6 +15,7 @@ mod run;
 mod salt;
 mod scrub;
 mod serve;
+mod top;
 mod usage;
 mod worker;
 
@@ -36,6 +38,12 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     }
     if let Command::CacheNode(node) = &args.command {
         return cache_node::cache_node(&args.global, node);
+    }
+    // They speak to a service, wherever that is, and need nothing of this machine.
+    match &args.command {
+        Command::Functions(functions) => return functions::functions(args.global.json, functions),
+        Command::Top(top) => return top::top(args.global.json, top),
+        _ => {}
     }
     let app = App::new(&args.global)?;
     // These do so themselves, where it belongs among their steps.
@@ -60,7 +68,12 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         Command::Scrub(args) => scrub::scrub(&app, args),
         Command::Worker(args) => worker::worker(&app, args),
         Command::Serve(args) => serve::serve(&app, args),
-        Command::Completions(_) | Command::CacheNode(_) | Command::Agent { .. } | Command::FunctionHost => {
+        Command::Completions(_)
+        | Command::CacheNode(_)
+        | Command::Functions(_)
+        | Command::Top(_)
+        | Command::Agent { .. }
+        | Command::FunctionHost => {
             unreachable!("answered before")
         }
     }

@@ -47,7 +47,7 @@ pub use agent::{agent_main, opener_main};
 pub use error::{Cause, Error};
 pub use identity::ProcessId;
 pub use mounts::{log_path, mount, stats, unmount};
-pub use run::{Progress, RunOutcome, run};
+pub use run::{Progress, RunOutcome, WhenMounted, run, run_observed};
 pub use spec::{Network, RunSpec, Volume};
 pub use state::{Kind, Record, StateDir};
 pub use stats::{Stats, TierLoads, Timings};

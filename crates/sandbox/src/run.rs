@@ -59,6 +59,9 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
 /// Is told how many bytes of how many are here, while a start waits for all of its image.
 pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
+/// Is told of the sandbox once its image is mounted and before anything runs in it, in a thread that sees that mount.
+pub type WhenMounted<'a> = dyn Fn(&Record) + Sync + 'a;
+
 /// How a run went.
 #[derive(Clone, Debug)]
 pub struct RunOutcome {
@@ -89,6 +92,20 @@ pub fn run(
     state: &StateDir,
     progress: &Progress<'_>,
 ) -> Result<RunOutcome, Error> {
+    run_observed(spec, config, state, progress, &|_| {})
+}
+
+/// The same, for a caller that wants to know when the image is mounted.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_observed(
+    spec: &RunSpec,
+    config: &AgentConfig,
+    state: &StateDir,
+    progress: &Progress<'_>,
+    when_mounted: &WhenMounted<'_>,
+) -> Result<RunOutcome, Error> {
     let start = Instant::now();
     if !rustix::process::geteuid().is_root() {
         return Err(Error::invalid("run", "mounting images needs root: use sudo"));
@@ -98,7 +115,7 @@ pub fn run(
     // A thread's mount namespace is its own and its children's; the caller's other threads keep theirs.
     let run = || {
         enter_mount_namespace()?;
-        Run::begin(spec, config, state, &signals, start)?.finish(progress)
+        Run::begin(spec, config, state, &signals, start)?.finish(progress, when_mounted)
     };
     std::thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
@@ -190,8 +207,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn finish(mut self, progress: &Progress<'_>) -> Result<RunOutcome, Error> {
-        let started = self.start_command(progress);
+    fn finish(mut self, progress: &Progress<'_>, when_mounted: &WhenMounted<'_>) -> Result<RunOutcome, Error> {
+        let started = self.start_command(progress, when_mounted);
         let result = match started {
             Ok(command) => self.wait_for_command(&command),
             Err(error) => Err(error),
@@ -244,7 +261,7 @@ impl<'a> Run<'a> {
     }
 
     /// Until the runtime has its configuration. Gives the command as messages name it.
-    fn start_command(&mut self, progress: &Progress<'_>) -> Result<String, Error> {
+    fn start_command(&mut self, progress: &Progress<'_>, when_mounted: &WhenMounted<'_>) -> Result<String, Error> {
         let mut image: Option<Box<ImageConfig>> = None;
         loop {
             while let Some(report) = self.agent.reports.buffered()? {
@@ -257,6 +274,7 @@ impl<'a> Run<'a> {
                     Report::Loading { bytes, total } => progress(bytes, total),
                     Report::Mounted => {
                         self.timings.mounted = self.start.elapsed();
+                        when_mounted(&self.sandbox.record);
                         let image =
                             image.ok_or_else(|| Error::invalid("agent", "mounted before it opened: this is a bug"))?;
                         let (document, command) = self.configuration(&image)?;

@@ -56,7 +56,7 @@ pub(crate) enum Wish {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Starting,
     Idle,
     Busy,
@@ -88,6 +88,10 @@ impl Pool {
         self.busy + self.waiting.len()
     }
 
+    fn counts(&self) -> Counts {
+        Counts { idle: self.idle.len(), busy: self.busy, starting: self.starting, waiting: self.waiting.len() }
+    }
+
     fn is_empty(&self) -> bool {
         self.idle.is_empty() && self.busy == 0 && self.starting == 0 && self.waiting.is_empty()
     }
@@ -110,13 +114,25 @@ impl Pool {
 }
 
 /// How many sandboxes do what.
-#[cfg(test)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) idle: usize,
     pub(crate) busy: usize,
     pub(crate) starting: usize,
     pub(crate) waiting: usize,
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            idle: self.idle + other.idle,
+            busy: self.busy + other.busy,
+            starting: self.starting + other.starting,
+            waiting: self.waiting + other.waiting,
+        }
+    }
 }
 
 /// Where an invocation's sandbox comes from.
@@ -291,17 +307,23 @@ impl Assignment {
         reaped
     }
 
+    /// Every sandbox that there is, and what it does.
+    pub(crate) fn sandboxes(&self) -> Vec<(String, Key, Phase)> {
+        self.lock().of.iter().map(|(id, (key, phase))| (id.clone(), key.clone(), *phase)).collect()
+    }
+
+    /// How many there are of each kind.
+    pub(crate) fn counts_by_key(&self) -> Vec<(Key, Counts)> {
+        let state = self.lock();
+        state.pools.iter().map(|(key, pool)| (key.clone(), pool.counts())).collect()
+    }
+
     /// How many of those that fit there are.
     #[cfg(test)]
     pub(crate) fn counts(&self, fits: &dyn Fn(&Key) -> bool) -> Counts {
         let state = self.lock();
         let pools = state.pools.iter().filter(|(key, _)| fits(key));
-        pools.fold(Counts::default(), |counts, (_, pool)| Counts {
-            idle: counts.idle + pool.idle.len(),
-            busy: counts.busy + pool.busy,
-            starting: counts.starting + pool.starting,
-            waiting: counts.waiting + pool.waiting.len(),
-        })
+        pools.fold(Counts::default(), |sum, (_, pool)| sum + pool.counts())
     }
 }
 

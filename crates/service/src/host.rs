@@ -3,7 +3,9 @@
 //! It lives on when the service dies, with all that the function has in memory, and comes back to the next one. The API listens where only
 //! the container is: on the loopback interface of its network namespace, which is made here. What the container writes comes by a pipe.
 
+mod beginning;
 mod logs;
+mod memory;
 mod network;
 mod runtime_api;
 mod serving;
@@ -12,10 +14,11 @@ use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::{Deserialize, Serialize};
-use snowmelt_sandbox::{AgentConfig, Network, RunSpec, StateDir, run};
+use snowmelt_sandbox::{AgentConfig, Network, Record, RunSpec, StateDir, run_observed};
 
 use self::network::Namespace;
 
@@ -90,9 +93,12 @@ fn host() -> std::io::Result<()> {
     rustix::stdio::dup2_stderr(&output)?;
     drop(output);
     let (end, ended) = tokio::sync::oneshot::channel();
-    let serving = serving::start(&config, listener, OwnedFd::from(log), ended)?;
+    let (mounted, when_mounted) = tokio::sync::oneshot::channel();
+    let serving = serving::start(&config, listener, OwnedFd::from(log), ended, when_mounted)?;
+    let mounted = Mutex::new(Some(mounted));
+    let tell_mounted = |record: &Record| beginning::tell(&mounted, record);
     let outcome = StateDir::new(&config.state)
-        .and_then(|state| run(&spec(&config, &namespace), &config.agent, &state, &|_, _| {}));
+        .and_then(|state| run_observed(&spec(&config, &namespace), &config.agent, &state, &|_, _| {}, &tell_mounted));
     let ended = match outcome {
         Ok(outcome) => (Some(outcome.exit_code), None),
         Err(error) => (None, Some(error.to_string())),

@@ -24,6 +24,8 @@ const KILL_AFTER: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     pub(crate) sandbox: String,
+    /// Its process's number.
+    pub(crate) pid: Option<u32>,
     to: mpsc::Sender<(ToHost, Bytes)>,
     /// Its process, held so that its number stays its own.
     process: Option<Arc<OwnedFd>>,
@@ -33,7 +35,7 @@ impl Host {
     /// One that nobody hears.
     #[cfg(test)]
     pub(crate) fn nowhere(sandbox: &str) -> Self {
-        Self { sandbox: sandbox.to_owned(), to: mpsc::channel(1).0, process: None }
+        Self { sandbox: sandbox.to_owned(), pid: None, to: mpsc::channel(1).0, process: None }
     }
 
     /// Tells it something. One that is gone is not told, and is known to be gone soon.
@@ -101,7 +103,8 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     let hello = link::receive(&mut from).await;
     let Ok(Some((FromHost::Hello { sandbox, asks, is_asking, invocation }, _))) = hello else { return };
     let (sender, mut messages) = mpsc::channel::<(ToHost, Bytes)>(MOST_WAITING);
-    let host = Host { sandbox, to: sender, process };
+    let pid = pid.map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    let host = Host { sandbox, pid, to: sender, process };
     if !service.came(&host, &Came { asks, is_asking, invocation }) {
         let _ = link::send(&mut to, &ToHost::Kill, &[]).await;
         return;

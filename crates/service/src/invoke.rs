@@ -12,6 +12,7 @@ use crate::api::ApiError;
 use crate::assignment::{Got, Key, StartFailure, Wish};
 use crate::hosts::Host;
 use crate::link::{Invocation, ToHost};
+use crate::measures::Timing;
 use crate::model::{Function, State, Version, new_id};
 use crate::service::{Piece, Service};
 
@@ -105,11 +106,16 @@ impl Service {
     /// Throttled, or our own fault. A function's failure is an answer.
     pub(crate) async fn invoke(self: &Arc<Self>, target: Target, given: Given) -> Result<Invoked, ApiError> {
         let service = Arc::clone(self);
-        let running = tokio::spawn(async move { service.run(target, given).await });
+        let running = tokio::spawn(async move {
+            let timing = service.board.begin(&target.function.tenant, &target.function.name);
+            let outcome = service.run(target, given, &timing).await;
+            timing.end(&outcome);
+            outcome
+        });
         running.await.unwrap_or_else(|_| Err(ApiError::service("the invocation was given up: this is a bug")))
     }
 
-    async fn run(self: &Arc<Self>, target: Target, given: Given) -> Result<Invoked, ApiError> {
+    async fn run(self: &Arc<Self>, target: Target, given: Given, timing: &Timing<'_>) -> Result<Invoked, ApiError> {
         let version = target.version()?;
         let Target { function, number, arn } = &target;
         let key = Key {
@@ -131,12 +137,13 @@ impl Service {
         let mut pieces = self.expect(&id);
         // A sandbox may go in the moment that it is given.
         let (host, deadline) = loop {
-            let host = match self.assigned(&key, function, version).await? {
-                Ok(host) => host,
+            let (host, was_waited_for) = match self.assigned(&key, function, version).await? {
+                Ok(assigned) => assigned,
                 Err(StartFailure { payload }) => return Ok(failed(payload)),
             };
             let deadline = Instant::now() + timeout;
             if self.gave(&host.sandbox, &id, deadline) {
+                timing.given(&host.sandbox, was_waited_for);
                 break (host, deadline);
             }
         };
@@ -149,7 +156,7 @@ impl Service {
             wants_tail: given.wants_tail,
         };
         host.tell(ToHost::Invoke(Box::new(invocation)), given.payload.clone()).await;
-        let answer = self.collect(&mut pieces, &given);
+        let answer = self.collect(&mut pieces, &given, timing);
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Some(Answer { body, tail, error })) => {
                 Ok(Invoked { id: id.clone(), number: number.clone(), body, error, tail })
@@ -169,10 +176,12 @@ impl Service {
     }
 
     /// Takes an answer together, or passes it on as it comes.
-    async fn collect(&self, pieces: &mut mpsc::Receiver<Piece>, given: &Given) -> Option<Answer> {
+    async fn collect(&self, pieces: &mut mpsc::Receiver<Piece>, given: &Given, timing: &Timing<'_>) -> Option<Answer> {
         let mut all = Vec::new();
         loop {
-            let (bytes, end) = match pieces.recv().await? {
+            let piece = pieces.recv().await?;
+            timing.answered();
+            let (bytes, end) = match piece {
                 Piece::Data(bytes) => (bytes, None),
                 Piece::Done { body, tail } => (body, Some(tail)),
                 Piece::Failed { body, tail, kind } => {
@@ -201,23 +210,24 @@ impl Service {
         }
     }
 
-    /// Waits for a sandbox.
+    /// Waits for a sandbox. Gives also whether it was waited for.
     async fn assigned(
         self: &Arc<Self>,
         key: &Key,
         function: &Function,
         version: &Version,
-    ) -> Result<Result<Host, StartFailure>, ApiError> {
+    ) -> Result<Result<(Host, bool), StartFailure>, ApiError> {
         if self.is_closing() {
             return Err(ApiError::service("the service is ending: try again"));
         }
         match self.assignment.acquire(key, function.reserved_concurrency, &self.limits, Instant::now())? {
-            Got::Warm(host) => Ok(Ok(host)),
+            Got::Warm(host) => Ok(Ok((host, false))),
             Got::Later(waiting, wish) => {
                 if wish == Wish::Start {
                     self.start_sandbox(key.clone(), version.clone());
                 }
-                waiting.await.map_err(|_| ApiError::service("no sandbox came"))
+                let assigned = waiting.await.map_err(|_| ApiError::service("no sandbox came"))?;
+                Ok(assigned.map(|host| (host, true)))
             }
         }
     }

@@ -18,14 +18,17 @@ mod invoke;
 mod journal;
 mod link;
 mod logs;
+mod measures;
 mod model;
 mod name;
+mod own;
 mod placement;
 mod publishing;
 mod registry;
 mod server;
 mod service;
 pub mod sigv4;
+mod status;
 
 pub use host::host_main;
 pub use name::{FunctionName, Place, Qualifier};

@@ -7,9 +7,12 @@
 //! body                what a function is given, or gives
 //! ```
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use snowmelt_sandbox::TierLoads;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// A longer head is not ours.
@@ -26,6 +29,10 @@ pub(crate) enum FromHost {
     /// The runtime asks for an invocation, for the how many-th time: after an answer it is free only then. A new service hears of the last
     /// one twice, by [`FromHost::Hello`] too.
     Asks { number: u64 },
+    /// How the sandbox began, once its runtime has asked for the first time; each service hears it.
+    Began(Box<Beginning>),
+    /// What the function took for an invocation. The answer's end follows.
+    Ran { id: String, took_us: u64 },
     /// It said that it cannot begin. [its error]
     InitError,
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
@@ -64,6 +71,23 @@ pub(crate) struct Invocation {
 
 /// A body up to this is copied beside its head, which costs less than another call.
 const MOST_COPIED: usize = 16 << 10;
+
+/// How a sandbox began: how long its steps took, what was read for them, and which processes it is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Beginning {
+    /// From when its host was ready until the image was mounted.
+    pub(crate) mount_us: Option<u64>,
+    /// From then until the command was executed.
+    pub(crate) start_us: Option<u64>,
+    /// From then, or where that is not known from the mount, until the runtime asked.
+    pub(crate) init_us: Option<u64>,
+    /// Where chunks came from until then.
+    pub(crate) loads: Vec<TierLoads>,
+    /// Serves the image.
+    pub(crate) agent: Option<u32>,
+    /// The kernel's file that says how much memory the container has.
+    pub(crate) memory_file: Option<PathBuf>,
+}
 
 /// Writes a message.
 ///

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::process::Command;
@@ -42,6 +42,7 @@ impl Service {
         let (service, function) = (Arc::clone(self), Arc::clone(function));
         let Some(uri) = function.latest.wanted.clone() else { return };
         self.in_background(async move {
+            let wanted_since = Instant::now();
             let Ok(_permit) = service.publishing.acquire().await else { return };
             let name = image_name(&function.name, &new_id());
             let published = publish(&service.options, &function.tenant, &uri, &name).await;
@@ -70,6 +71,9 @@ impl Service {
                 Ok(true)
             });
             let is_kept = matches!(changed, Ok((_, true)));
+            if is_kept && published.is_ok() {
+                service.board.published(&function.tenant, &function.name, wanted_since.elapsed());
+            }
             if let Some(before) = before.filter(|_| is_kept) {
                 service.remove_unused(&function.tenant, &function.name, &before).await;
             }

@@ -21,6 +21,7 @@ use crate::api::{self, ApiError, event_stream};
 use crate::control::{Input, Success, act};
 use crate::invoke::{Given, Invoked, Target};
 use crate::model::new_id;
+use crate::own;
 use crate::service::{AccessKey, Service};
 use crate::sigv4::{Claim, Signed};
 
@@ -36,9 +37,9 @@ const MOST_CONNECTIONS: usize = 4096;
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 const BODY_PATIENCE: Duration = Duration::from_mins(2);
 /// Who calls without a key.
-const ANYBODY: &str = "default";
+pub(crate) const ANYBODY: &str = "default";
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Answers on a listener, for ever. What is wrong with a connection is that connection's.
 pub async fn serve(service: Arc<Service>, listener: TcpListener) {
@@ -118,6 +119,9 @@ async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<An
         .collect();
     let (method, path, query) = (head.method.as_str(), head.uri.path(), head.uri.query().unwrap_or(""));
     let signed = |body| Signed { method, path, query, headers: &headers, body };
+    if let Some(answer) = own::answer(service, &signed(&[])).await? {
+        return Ok(answer);
+    }
     // Who has no key is not listened to for longer than that takes.
     let caller = Caller::find(service, &signed(&[]))?;
     let route = api::find(method, path, query)
@@ -153,7 +157,7 @@ async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<An
 }
 
 /// Who calls, before it is known that it is so.
-enum Caller<'a> {
+pub(crate) enum Caller<'a> {
     /// Nobody needs a key.
     Anybody,
     Key(&'a AccessKey, Claim),
@@ -161,7 +165,7 @@ enum Caller<'a> {
 
 impl<'a> Caller<'a> {
     /// By the head of a request.
-    fn find(service: &'a Service, request: &Signed<'_>) -> Result<Self, ApiError> {
+    pub(crate) fn find(service: &'a Service, request: &Signed<'_>) -> Result<Self, ApiError> {
         let keys = &service.options.access_keys;
         if keys.is_empty() {
             check_is_no_browser(request)?;
@@ -178,7 +182,7 @@ impl<'a> Caller<'a> {
     }
 
     /// The tenant, once the whole of the request is here.
-    fn verify(self, request: &Signed<'_>) -> Result<String, ApiError> {
+    pub(crate) fn verify(self, request: &Signed<'_>) -> Result<String, ApiError> {
         match self {
             Self::Anybody => Ok(ANYBODY.to_owned()),
             Self::Key(key, claim) => {
@@ -192,8 +196,7 @@ impl<'a> Caller<'a> {
 /// Without keys a web page that somebody looks at on this machine could do what its reader may. AWS's clients always sign; a page cannot
 /// look as if it did without asking first, which is never answered, nor come by a name of its own.
 fn check_is_no_browser(request: &Signed<'_>) -> Result<(), ApiError> {
-    let header =
-        |name: &str| request.headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
+    let header = |name: &str| request.header(name);
     let is_signed = header("authorization").is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256"))
         || request.query.contains("X-Amz-Algorithm=AWS4-HMAC-SHA256");
     if header("origin").is_some() || !is_signed {
@@ -201,7 +204,12 @@ fn check_is_no_browser(request: &Signed<'_>) -> Result<(), ApiError> {
             "Missing Authentication Token: sign requests as AWS's clients do; any key is as good, since this service was given none",
         ));
     }
-    let host = header("host").unwrap_or("");
+    check_host(request)
+}
+
+/// A page may come by a name of its own that leads here.
+pub(crate) fn check_host(request: &Signed<'_>) -> Result<(), ApiError> {
+    let host = request.header("host").unwrap_or("");
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
     if name == "localhost" || name.parse::<std::net::IpAddr>().is_ok() {
         return Ok(());

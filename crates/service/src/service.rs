@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
@@ -22,6 +22,7 @@ use crate::hosts::{self, Came, Host, Table};
 use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
+use crate::measures::Board;
 use crate::model::{Version, new_id};
 use crate::placement::{Machine, Wanted};
 use crate::publishing;
@@ -75,6 +76,8 @@ pub struct ServiceOptions {
     pub destinations: Option<PathBuf>,
     /// Whether records of events may be sent to addresses: this machine reaches what callers may not.
     pub allows_http_destinations: bool,
+    /// Who has it may see what all tenants' functions do, where there are access keys.
+    pub status_token: Option<String>,
     /// How this program is to be set up when it publishes: variables, as it reads them.
     pub environment: Vec<(String, String)>,
 }
@@ -115,6 +118,8 @@ pub struct Service {
     pub(crate) assignment: Assignment,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
+    pub(crate) board: Board,
+    pub(crate) started: SystemTime,
     /// Of its folder, and of the state directory: hosts come to one service.
     _locks: [Flock<File>; 2],
     machine: Machine,
@@ -125,6 +130,8 @@ pub struct Service {
     waiting: Table<mpsc::Sender<Piece>>,
     is_closing: AtomicBool,
     pub(crate) publishing: Semaphore,
+    /// Room for readers of logs.
+    pub(crate) readers: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Service {
@@ -167,6 +174,8 @@ impl Service {
             assignment: Assignment::default(),
             limits,
             logs,
+            board: Board::default(),
+            started: SystemTime::now(),
             machine,
             journal,
             background: Mutex::default(),
@@ -174,6 +183,7 @@ impl Service {
             waiting: Table::default(),
             is_closing: AtomicBool::new(false),
             publishing: Semaphore::new(publishing::MOST_AT_ONCE),
+            readers: Arc::new(Semaphore::new(MOST_READERS)),
         });
         service.expect_hosts(before);
         hosts::listen(&socket, Arc::clone(&service))?;
@@ -191,6 +201,7 @@ impl Service {
     fn expect_hosts(self: &Arc<Self>, before: BTreeMap<String, Key>) {
         for (id, key) in before {
             self.assignment.expect(&id, &key);
+            self.board.sandboxes.expected(&id, &key);
             let entry = Sandbox { key, host: None, asks: 0, invocation: None, deadline: None };
             self.sandboxes.lock().insert(id.clone(), entry);
             let service = Arc::downgrade(self);
@@ -243,6 +254,7 @@ impl Service {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let id = new_id();
+            service.board.sandboxes.wished(&id, &key);
             let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
             let deadline = Some(Instant::now() + limit);
             let entry = Sandbox { key: key.clone(), host: None, asks: 0, invocation: None, deadline };
@@ -339,6 +351,7 @@ impl Service {
     fn remove(&self, sandbox: &str) -> Option<Sandbox> {
         let removed = self.sandboxes.lock().remove(sandbox);
         if removed.is_some() {
+            self.board.sandboxes.ended(sandbox);
             self.journal.ended(sandbox);
         }
         removed
@@ -428,6 +441,8 @@ fn lock(folder: &Path) -> Result<Flock<File>, Box<dyn std::error::Error + Send +
     })
 }
 
+/// Readers of logs at once.
+const MOST_READERS: usize = 256;
 /// Parts of an answer that wait for who reads it.
 const MOST_PIECES: usize = 8;
 /// How long after its timeout a sandbox must have asked for more.
@@ -447,6 +462,7 @@ async fn reap(service: std::sync::Weak<Service>) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let Some(service) = service.upgrade() else { return };
         service.end_late();
+        service.board.retain(|tenant, function| service.registry.find(tenant, function).is_some());
         let current: HashSet<Key> =
             service.assignment.keys().into_iter().filter(|key| service.is_current(key)).collect();
         let is_current = |key: &Key| current.contains(key);
@@ -469,6 +485,7 @@ impl Service {
             let mut sandboxes = self.sandboxes.lock();
             let Some(sandbox) = sandboxes.get_mut(&host.sandbox) else { return false };
             sandbox.host = Some(host.clone());
+            self.board.sandboxes.came(&host.sandbox, host.pid);
             sandbox.asks = state.asks;
             sandbox.invocation.clone_from(&state.invocation);
             if state.is_asking {
@@ -497,6 +514,10 @@ impl Service {
         match message {
             FromHost::Hello { .. } => {}
             FromHost::Asks { number } => self.asks(host, number),
+            FromHost::Began(beginning) => self.board.began(&host.sandbox, &beginning),
+            FromHost::Ran { took_us, .. } => {
+                self.board.sandboxes.has_run(&host.sandbox, Duration::from_micros(took_us));
+            }
             FromHost::InitError => self.init_failed(host, body),
             FromHost::Response { id, tail, is_last } => {
                 let piece = if is_last { Piece::Done { body, tail } } else { Piece::Data(body) };

@@ -250,7 +250,7 @@ fn text_of(time: SystemTime) -> String {
 }
 
 impl Signed<'_> {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()))
     }
 }

@@ -19,6 +19,10 @@ pub(crate) struct ServiceArgs {
     /// A file with the access keys that may call, one a line: KEY SECRET TENANT.
     #[arg(long, value_name = "FILE", env = "SNOWMELT_ACCESS_KEYS")]
     pub(crate) access_keys: Option<PathBuf>,
+    /// A file with a token (16 characters or more): who has it sees what all tenants' functions do, on the page and in /metrics. With
+    /// access keys and without this, a token is made for as long as this runs.
+    #[arg(long, value_name = "FILE", env = "SNOWMELT_STATUS_TOKEN_FILE")]
+    pub(crate) status_token_file: Option<PathBuf>,
     /// Let functions have images from files of this machine (oci:DIR:TAG and the like), which callers then can read.
     #[arg(long)]
     pub(crate) allow_local_images: bool,

@@ -13,6 +13,8 @@ use crate::commands::worker::raise_file_limit;
 use crate::config::absolute;
 use crate::output;
 
+/// Of a status token, in characters.
+const LEAST_TOKEN: usize = 16;
 /// How long sandboxes may take to end with the service.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -24,7 +26,7 @@ pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
         "without --access-keys everybody who reaches {} may run code here: listen on 127.0.0.1, or give keys",
         args.listen
     );
-    let has_keys = !options.access_keys.is_empty();
+    let token = options.status_token.clone();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
     runtime.block_on(async {
@@ -32,7 +34,7 @@ pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
         let listener = listener.with_context(|| format!("listening on {}", args.listen))?;
         let address = listener.local_addr()?;
         let service = Service::start(options).map_err(|error| anyhow::anyhow!("starting: {error}"))?;
-        output::print(&ready(app.json, address, has_keys))?;
+        output::print(&ready(app.json, address, token.as_deref()))?;
         let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             () = answer(std::sync::Arc::clone(&service), listener) => {}
@@ -44,17 +46,21 @@ pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
     })
 }
 
-fn ready(is_json: bool, address: std::net::SocketAddr, has_keys: bool) -> String {
+/// `token` is there where keys are.
+fn ready(is_json: bool, address: std::net::SocketAddr, token: Option<&str>) -> String {
+    // What follows the number sign stays in the browser.
+    let fragment = token.map(|token| format!("#token={token}")).unwrap_or_default();
+    let page = format!("http://{address}/{fragment}");
     if is_json {
-        return format!("{}\n", json!({ "endpoint": format!("http://{address}") }));
+        return format!("{}\n", json!({ "endpoint": format!("http://{address}"), "page": page }));
     }
-    let keys = if has_keys {
+    let keys = if token.is_some() {
         "with one of the access keys that you gave it"
     } else {
         "with any credentials (AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any AWS_REGION=us-east-1)"
     };
     format!(
-        "functions at http://{address}\nuse it {keys}:\n  aws --endpoint-url http://{address} lambda list-functions\n"
+        "functions at http://{address}\nuse it {keys}:\n  aws --endpoint-url http://{address} lambda list-functions\nsee what they do: {page}\n"
     )
 }
 
@@ -62,13 +68,20 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
     let is_account = args.account.len() == 12 && args.account.bytes().all(|byte| byte.is_ascii_digit());
     ensure!(is_account, "--account {}: expected twelve digits", args.account);
     let agent = app.config.agent()?;
+    let access_keys = args.access_keys.as_deref().map(read_keys).transpose()?.unwrap_or_default();
+    let status_token = match &args.status_token_file {
+        _ if access_keys.is_empty() => None,
+        Some(file) => Some(read_token(file)?),
+        None => Some(random_token()?),
+    };
     Ok(ServiceOptions {
         folder: match &args.folder {
             Some(folder) => absolute(folder)?,
             None => app.config.cache_dir.join("functions"),
         },
         place: Place { region: args.region.clone(), account: args.account.clone() },
-        access_keys: args.access_keys.as_deref().map(read_keys).transpose()?.unwrap_or_default(),
+        access_keys,
+        status_token,
         allows_local_images: args.allow_local_images,
         program: agent.agent_command.clone(),
         agent,
@@ -99,4 +112,25 @@ fn read_keys(path: &std::path::Path) -> Result<Vec<AccessKey>> {
         .collect::<Result<_>>()?;
     ensure!(!keys.is_empty(), "{} has no access key", path.display());
     Ok(keys)
+}
+
+/// A token as `top` and the service read it.
+pub(crate) fn read_token(path: &std::path::Path) -> Result<String> {
+    let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let token = token.trim();
+    let is_plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte));
+    ensure!(
+        token.len() >= LEAST_TOKEN && is_plain,
+        "{}: expected a token of at least {LEAST_TOKEN} letters and digits, such as openssl rand -hex 16 gives",
+        path.display()
+    );
+    Ok(token.to_owned())
+}
+
+/// One that nobody guesses.
+fn random_token() -> Result<String> {
+    let mut bytes = [0; 16];
+    let mut random = std::fs::File::open("/dev/urandom").context("opening /dev/urandom")?;
+    std::io::Read::read_exact(&mut random, &mut bytes).context("reading /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

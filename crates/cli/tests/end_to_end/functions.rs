@@ -1,7 +1,11 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
+mod browser;
+mod commands;
 mod faults;
 mod harness;
+mod page;
+mod watching;
 
 use self::harness::Service;
 use crate::world::World;

@@ -6,7 +6,7 @@ use crate::world::World;
 
 /// Runs an Expect script whose `$snowmelt` is the binary; the script's exit code is the test's verdict.
 #[track_caller]
-fn expect(world: &World, script: &str) {
+pub fn expect(world: &World, script: &str) {
     // What is wrong with every wait is said once the terminal is there: said before, it is about standard input.
     let prelude = "
         set timeout 60

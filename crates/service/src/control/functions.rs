@@ -187,6 +187,7 @@ impl Act<'_> {
             None => {
                 let function = registry.remove(tenant, &named.name)?;
                 self.service.logs.remove(tenant, &named.name);
+                self.service.board.forget(tenant, &named.name);
                 let versions = function.versions.values().chain([&function.latest]);
                 self.remove_images(&named.name, versions.filter_map(|version| version.code.image.clone()).collect());
             }

@@ -12,7 +12,9 @@ use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::beginning::{Began, Mounted};
 use super::logs::{Log, Tail};
+use super::memory::memory_used_mb;
 use super::{HostConfig, runtime_api};
 use crate::link::{self, FromHost, Invocation, ToHost};
 
@@ -34,7 +36,8 @@ pub(super) struct Shared {
     pub(super) given: Notify,
     to_service: mpsc::Sender<(FromHost, Bytes)>,
     log: Log,
-    started: Instant,
+    pub(super) started: Instant,
+    pub(super) began: Began,
 }
 
 struct State {
@@ -61,11 +64,12 @@ pub(super) fn start(
     listener: TcpListener,
     log: OwnedFd,
     ended: oneshot::Receiver<Ended>,
+    mounted: oneshot::Receiver<Mounted>,
 ) -> std::io::Result<JoinHandle<()>> {
     let config = config.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("host".into()).spawn(move || {
-        if let Err(error) = runtime.block_on(serve(config, listener, log, ended)) {
+        if let Err(error) = runtime.block_on(serve(config, listener, log, ended, mounted)) {
             tracing::error!(%error, "a sandbox's host gives up");
         }
     })
@@ -76,6 +80,7 @@ async fn serve(
     listener: TcpListener,
     log: OwnedFd,
     ended: oneshot::Receiver<Ended>,
+    mounted: oneshot::Receiver<Mounted>,
 ) -> std::io::Result<()> {
     let (to_service, mut from_here) = mpsc::channel(MOST_KEPT);
     let state = State { next: None, running: None, asks: 0, is_asking: false, init: None, tail: Tail::default() };
@@ -86,10 +91,12 @@ async fn serve(
         to_service,
         log: Log::new(log)?,
         started: Instant::now(),
+        began: Began::default(),
     });
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(runtime_api::serve(listener, Arc::clone(&shared)));
+    tokio::spawn(Arc::clone(&shared).see_mounted(mounted));
     let logging = tokio::spawn(read_log(Arc::clone(&shared)));
     let ending = Arc::clone(&shared);
     let end = tokio::spawn(async move {
@@ -122,7 +129,7 @@ async fn connect(
         if let Ok(mut stream) = UnixStream::connect(&shared.config.socket).await {
             let (from, mut to) = stream.split();
             let mut from = BufReader::new(from);
-            if link::send(&mut to, &shared.hello(), &[]).await.is_ok() {
+            if link::send(&mut to, &shared.hello(), &[]).await.is_ok() && shared.tell_again(&mut to).await.is_ok() {
                 let listen = async {
                     while let Ok(Some((message, body))) = link::receive::<ToHost>(&mut from).await {
                         shared.hear(message, body);
@@ -191,7 +198,7 @@ impl Shared {
         }
     }
 
-    async fn send(&self, message: FromHost, body: Bytes) {
+    pub(super) async fn send(&self, message: FromHost, body: Bytes) {
         // An error means that the other task has ended, and with it this process does.
         let _ = self.to_service.send((message, body)).await;
     }
@@ -202,7 +209,7 @@ impl Shared {
     }
 
     /// The runtime asks for an invocation: waits for one. `None` while it is at another.
-    pub(super) async fn next(&self) -> Option<(Invocation, Bytes)> {
+    pub(super) async fn next(self: &Arc<Self>) -> Option<(Invocation, Bytes)> {
         let number = {
             let mut state = self.lock();
             if state.running.is_some() {
@@ -219,6 +226,9 @@ impl Shared {
         };
         if let Some(number) = number {
             self.send(FromHost::Asks { number }, Bytes::new()).await;
+            if number == 1 {
+                self.tell_beginning();
+            }
         }
         let (invocation, body) = loop {
             // What was written before does not belong to it.
@@ -269,10 +279,12 @@ impl Shared {
         if !written.is_empty() {
             self.logged(written).await;
         }
-        let duration = running.since.elapsed().as_secs_f64() * 1000.0;
+        let took = running.since.elapsed();
+        let duration = took.as_secs_f64() * 1000.0;
         let init_ms = init.map(|init| init.as_secs_f64() * 1000.0);
         let line = report(id, duration, init_ms, self.config.memory_mb);
         self.logged(line.into_bytes()).await;
+        self.send(FromHost::Ran { id: id.to_owned(), took_us: took.as_micros() as u64 }, Bytes::new()).await;
         Some(running.invocation.wants_tail.then(|| self.lock().tail.encoded()))
     }
 
@@ -294,32 +306,4 @@ fn report(id: &str, duration_ms: f64, init_ms: Option<f64>, memory_mb: u32) -> S
     }
     line.push('\n');
     line
-}
-
-/// The most memory that the container's processes had, in MB, by its cgroup; 0 where that cannot be told.
-fn memory_used_mb() -> u64 {
-    let children = |pid: &str| {
-        let file = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let lists = file.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
-    };
-    let file = |pid: &str| {
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let mut groups = groups.lines().filter_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            if controllers.split(',').any(|name| name == "memory") {
-                Some(format!("/sys/fs/cgroup/memory{path}/memory.max_usage_in_bytes"))
-            } else {
-                controllers.is_empty().then(|| format!("/sys/fs/cgroup{path}/memory.peak"))
-            }
-        });
-        groups.find(|file| std::path::Path::new(file).exists())
-    };
-    // This process starts the runtime, and that the container's first process, in a group of its own.
-    let own = file("self");
-    let below = children("self").iter().flat_map(|child| children(child)).collect::<Vec<_>>();
-    let found = below.iter().filter_map(|pid| file(pid)).find(|found| own.as_ref() != Some(found));
-    let used = found.and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
-    used.unwrap_or(0) / (1 << 20)
 }

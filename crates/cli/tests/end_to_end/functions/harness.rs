@@ -52,6 +52,8 @@ def refused(code, call, *words):
 pub(crate) struct Service {
     pub(crate) process: Child,
     pub(crate) endpoint: String,
+    /// Where people look at what it does.
+    pub(crate) page: String,
 }
 
 impl Service {
@@ -70,7 +72,8 @@ impl Service {
         let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
             panic!("{error}: {line} {}", std::fs::read_to_string(world.path("service.log")).unwrap())
         });
-        Self { process, endpoint: said["endpoint"].as_str().unwrap().to_owned() }
+        let text = |name: &str| said[name].as_str().unwrap().to_owned();
+        Self { process, endpoint: text("endpoint"), page: text("page") }
     }
 
     pub(crate) fn address(&self) -> &str {
