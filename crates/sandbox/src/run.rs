@@ -56,8 +56,22 @@ use crate::{AgentConfig, Error, Network, RunSpec, StateDir, Stats, Timings};
 /// How long the agent may take to unmount, once the container is gone.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Is told how many bytes of how many are here, while a start waits for all of its image.
-pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
+/// What a caller is told while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So many bytes of so many are here, while a start waits for all of its image.
+    Loading {
+        /// Here.
+        bytes: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// The image is mounted, and the runtime is about to start the command.
+    Starting,
+}
+
+/// Is told of steps.
+pub type Progress<'a> = dyn Fn(Step) + Sync + 'a;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -76,7 +90,8 @@ pub struct RunOutcome {
 /// 10 s later. So does the loss of the terminal. The third INT or TERM kills at once. Other signals are passed on.
 ///
 /// Call it while the process has no other threads, or only such that block the signals named above: one that does not
-/// would be ended by them. `progress` is called where [`LoadMode::All`](crate::LoadMode::All) is set.
+/// would be ended by them. `progress` is told of [`Step::Loading`] where
+/// [`LoadMode::All`](crate::LoadMode::All) is set.
 ///
 /// # Errors
 /// Those of opening and mounting the image, [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
@@ -169,7 +184,7 @@ impl<'a> Run<'a> {
         state.update(&sandbox.record)?;
         output.start(start);
         let hostname = hostname(spec, &sandbox.record.id);
-        let etc = EtcFiles::write(&bundle, &hostname, spec.network, &spec.own_names)?;
+        let etc = EtcFiles::write(&bundle, &hostname, spec)?;
         let (stopping, held) = (Stopping::new(libc::SIGTERM), Vec::new());
         Ok(Self {
             spec,
@@ -254,12 +269,13 @@ impl<'a> Run<'a> {
                         self.stopping = Stopping::new(stopping::stop_signal(config.stop_signal.as_deref()));
                         image = Some(config);
                     }
-                    Report::Loading { bytes, total } => progress(bytes, total),
+                    Report::Loading { bytes, total } => progress(Step::Loading { bytes, total }),
                     Report::Mounted => {
                         self.timings.mounted = self.start.elapsed();
                         let image =
                             image.ok_or_else(|| Error::invalid("agent", "mounted before it opened: this is a bug"))?;
                         let (document, command) = self.configuration(&image)?;
+                        progress(Step::Starting);
                         self.container.configure(&document)?;
                         self.timings.runtime_started = self.start.elapsed();
                         for signal in self.held.drain(..) {

@@ -133,16 +133,17 @@ impl Service {
         let (host, deadline) = loop {
             let host = match self.assigned(&key, function, version).await? {
                 Ok(host) => host,
-                Err(StartFailure { payload }) => return Ok(failed(payload)),
+                Err(failure) => return Ok(failed(failure.payload(&id))),
             };
-            let deadline = Instant::now() + timeout;
+            let left = timeout.saturating_sub(self.spent_on_init(&host.sandbox));
+            let deadline = Instant::now() + left;
             if self.gave(&host.sandbox, &id, deadline) {
                 break (host, deadline);
             }
         };
         let invocation = Invocation {
             id: id.clone(),
-            deadline_ms: milliseconds(SystemTime::now() + timeout),
+            deadline_ms: milliseconds(SystemTime::now() + deadline.saturating_duration_since(Instant::now())),
             arn: arn.clone(),
             trace: given.trace.clone(),
             client_context: given.client_context.clone(),
@@ -215,7 +216,7 @@ impl Service {
             Got::Warm(host) => Ok(Ok(host)),
             Got::Later(waiting, wish) => {
                 if wish == Wish::Start {
-                    self.start_sandbox(key.clone(), version.clone());
+                    self.start_sandbox(key.clone(), version.clone(), false);
                 }
                 waiting.await.map_err(|_| ApiError::service("no sandbox came"))
             }
@@ -223,7 +224,7 @@ impl Service {
     }
 }
 
-fn milliseconds(time: SystemTime) -> u64 {
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

@@ -8,6 +8,8 @@
 //! ```
 
 use bytes::Bytes;
+
+pub(crate) use crate::host::Reason;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -24,10 +26,10 @@ pub(crate) enum FromHost {
     /// The first message: which sandbox it has, and what that is doing.
     Hello { sandbox: String, asks: u64, is_asking: bool, invocation: Option<String> },
     /// The runtime asks for an invocation, for the how many-th time: after an answer it is free only then. A new service hears of the last
-    /// one twice, by [`FromHost::Hello`] too.
-    Asks { number: u64 },
-    /// It said that it cannot begin. [its error]
-    InitError,
+    /// one twice, by [`FromHost::Hello`] too. `init_ms` is how long it took to begin where that is the invocation's time.
+    Asks { number: u64, init_ms: Option<u64> },
+    /// It could not begin. [what the runtime says of that, if it does] It ends soon.
+    InitFailed { kind: String, message: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
     Response { id: String, tail: Option<String>, is_last: bool },
     /// It failed, perhaps with an answer begun. [error]
@@ -35,7 +37,7 @@ pub(crate) enum FromHost {
     /// [a part of the log]
     Log,
     /// The sandbox has ended; nothing follows.
-    Exited { code: Option<u8>, message: Option<String> },
+    Exited { how: String },
 }
 
 /// To a host.
@@ -44,8 +46,8 @@ pub(crate) enum FromHost {
 pub(crate) enum ToHost {
     /// Run once. [payload]
     Invoke(Box<Invocation>),
-    /// Nothing more will come: let it end in its own time.
-    Shutdown,
+    /// Nothing more will come: let it end as Lambda does, which takes two seconds where there are extensions.
+    End(Reason),
     /// End it at once.
     Kill,
 }

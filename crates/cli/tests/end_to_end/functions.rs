@@ -1,5 +1,6 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
+mod extensions;
 mod harness;
 
 use self::harness::Service;
