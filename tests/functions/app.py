@@ -10,6 +10,41 @@ if os.environ.get("FAIL_INIT") == "exception":
     raise RuntimeError("cannot begin")
 if os.environ.get("FAIL_INIT") == "exit":
     os._exit(7)
+if os.environ.get("SLOW_INIT"):
+    time.sleep(float(os.environ["SLOW_INIT"]))
+if os.environ.get("INTERNAL"):
+
+    def call(method, path, body=None, **headers):
+        import http.client
+
+        connection = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+        connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.headers
+
+    INTERNAL = []
+
+    def follow():
+        register = lambda events: call("POST", "/2020-01-01/extension/register", json.dumps({"events": events}), Lambda_Extension_Name="inner")
+        INTERNAL.append(register(["SHUTDOWN"])[:2])
+        status, text, headers = register(["INVOKE"])
+        INTERNAL.append((status, json.loads(text)))
+        registered.set()
+        while True:
+            status, text, _ = call("GET", "/2020-01-01/extension/event/next", Lambda_Extension_Identifier=headers["Lambda-Extension-Identifier"])
+            INTERNAL.append((status, json.loads(text)))
+
+    registered = threading.Event()
+    threading.Thread(target=follow, daemon=True).start()
+    registered.wait(5)
+if os.environ.get("TERMINATED"):
+    import signal
+
+    def terminated(*_):
+        print("the runtime was told to end", flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminated)
 INVOCATIONS = 0
 LOCK = threading.Lock()
 
@@ -39,6 +74,12 @@ def handler(event, context):
             return {"written": event["bytes"]}
         except OSError as error:
             return {"error": error.strerror}
+    if what == "seen":
+        import urllib.request
+
+        return json.load(urllib.request.urlopen(f"http://sandbox.localdomain:{event['port']}{event.get('path', '/')}"))
+    if what == "internal":
+        return INTERNAL
     if what == "large":
         return "x" * event["bytes"]
     if what == "connect":

@@ -8,6 +8,7 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use snowmelt_sandbox::Step;
 
 /// A bar of bytes on standard error; nothing where that is no terminal, or for scripts.
 pub(crate) fn bytes_bar(label: &str, total: u64, quiet: bool) -> ProgressBar {
@@ -31,7 +32,8 @@ impl LoadingBar {
         Self { bar: OnceLock::new(), quiet }
     }
 
-    pub(crate) fn set(&self, bytes: u64, total: u64) {
+    pub(crate) fn show(&self, step: Step<'_>) {
+        let Step::Loading { bytes, total } = step else { return };
         let bar = self.bar.get_or_init(|| bytes_bar("loading", total, self.quiet));
         bar.set_position(bytes);
         if bytes >= total {

@@ -11,7 +11,7 @@
 //! # fn configuration() -> AgentConfig { unimplemented!() }
 //!
 //! let spec = RunSpec { image: "debian:12".into(), command: vec!["uname".into(), "-a".into()], ..RunSpec::default() };
-//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?, &|_, _| {}) {
+//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?, &|_| {}) {
 //!     Ok(outcome) => std::process::exit(outcome.exit_code.into()),
 //!     Err(error) => {
 //!         eprintln!("snowmelt: {error}");
@@ -47,8 +47,8 @@ pub use agent::{agent_main, opener_main};
 pub use error::{Cause, Error};
 pub use identity::ProcessId;
 pub use mounts::{log_path, mount, stats, unmount};
-pub use run::{Progress, RunOutcome, WhenMounted, run, run_observed};
-pub use spec::{Network, RunSpec, Volume};
+pub use run::{Progress, RunOutcome, Step, run};
+pub use spec::{FirstProcess, Network, RunSpec, Volume};
 pub use state::{Kind, Record, StateDir};
 pub use stats::{Stats, TierLoads, Timings};
 pub use worker::{AdmissionOptions, Worker, WorkerControl, WorkerOptions, WorkerStatus};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::agent::protocol::{Answer, Lines, Query, Report, send};
 use crate::agent_process::AgentProcess;
-use crate::run::Progress;
+use crate::run::{Progress, Step};
 use crate::state::{Kind, Leftovers, Record};
 use crate::worker::Interruption;
 use crate::{AgentConfig, Cause, Error, StateDir, Stats};
@@ -59,7 +59,7 @@ fn start(record: &mut Record, config: &AgentConfig, state: &StateDir, progress: 
     loop {
         match agent.reports.next()? {
             Some(Report::Opened(_)) => {}
-            Some(Report::Loading { bytes, total }) => progress(bytes, total),
+            Some(Report::Loading { bytes, total }) => progress(Step::Loading { bytes, total }),
             Some(Report::Mounted) => break,
             Some(Report::Failed { cause, message }) => return Err(Error::Image { cause, message }),
             Some(Report::Finished(_)) | None => {

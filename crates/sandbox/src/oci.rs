@@ -39,6 +39,9 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
 ];
 
+/// Where a first process is in the container: on the file system of devices, so that the image's own is left alone.
+const FIRST_PROCESS: &str = "/dev/snowmelt-first-process";
+
 const MASKED_PATHS: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
@@ -70,8 +73,18 @@ pub(crate) struct Inputs<'a> {
 
 /// The configuration, and the command as messages name it.
 pub(crate) fn configuration(inputs: &Inputs<'_>) -> Result<(Value, String), Error> {
-    let process = process::process(inputs)?;
+    let mut process = process::process(inputs)?;
     let command = process["args"][0].as_str().unwrap_or_default().to_owned();
+    let mut mounts = mounts::mounts(inputs)?;
+    let first = inputs.spec.first_process.as_ref().filter(|first| inputs.root.has_entries(&first.where_in_use));
+    if let (Some(first), Some(words)) = (first, process["args"].as_array_mut()) {
+        mounts.push(json!({
+            "destination": FIRST_PROCESS, "type": "bind", "source": inputs.etc.add_program(first.program)?,
+            "options": ["rbind", "rprivate", "ro", "nosuid", "nodev"],
+        }));
+        let before = [FIRST_PROCESS].into_iter().chain(first.arguments.iter().map(String::as_str));
+        words.splice(0..0, before.map(Value::from));
+    }
     let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"].map(|kind| json!({ "type": kind })).into();
     if inputs.spec.network == Network::None {
         namespaces.push(match &inputs.spec.network_namespace {
@@ -87,7 +100,7 @@ pub(crate) fn configuration(inputs: &Inputs<'_>) -> Result<(Value, String), Erro
         "process": process,
         "root": { "path": inputs.root_path, "readonly": inputs.spec.read_only },
         "hostname": inputs.hostname,
-        "mounts": mounts::mounts(inputs)?,
+        "mounts": mounts,
         "linux": {
             "resources": limits::resources(inputs.spec, inputs.cgroups),
             "namespaces": namespaces,

@@ -52,6 +52,15 @@ impl Root {
         self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).is_ok()
     }
 
+    /// Whether a path is a directory with something in it.
+    pub(crate) fn has_entries(&self, path: &str) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let directory = self.resolve(path, flags).and_then(rustix::fs::Dir::read_from);
+        directory.is_ok_and(|mut directory| {
+            directory.any(|entry| entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")))
+        })
+    }
+
     /// Makes a directory and its missing parents, mode 0755, owned by root.
     pub(crate) fn make_directories(&self, path: &str) -> Result<(), Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -138,5 +147,7 @@ mod tests {
         assert!(path.join("var/a/b").is_dir() && path.join("c").is_dir());
         assert!(root.is_directory("/alias/a") && !root.is_directory("/dangling"));
         assert!(root.make_directories("/dangling/x").is_err());
+        assert!(root.has_entries("/alias") && root.has_entries("/") && !root.has_entries("/alias/a/b"));
+        assert!(!root.has_entries("/nothing") && !root.has_entries("/dangling"));
     }
 }

@@ -56,11 +56,22 @@ use crate::{AgentConfig, Error, Network, RunSpec, StateDir, Stats, Timings};
 /// How long the agent may take to unmount, once the container is gone.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Is told how many bytes of how many are here, while a start waits for all of its image.
-pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
+/// What a caller is told while it waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// So many bytes of so many are here, while a start waits for all of its image.
+    Loading {
+        /// Here.
+        bytes: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// The image is mounted, in the thread that tells of it, and the runtime is about to start the command.
+    Mounted(&'a Record),
+}
 
-/// Is told of the sandbox once its image is mounted and before anything runs in it, in a thread that sees that mount.
-pub type WhenMounted<'a> = dyn Fn(&Record) + Sync + 'a;
+/// Is told of steps.
+pub type Progress<'a> = dyn Fn(Step<'_>) + Sync + 'a;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -79,7 +90,8 @@ pub struct RunOutcome {
 /// 10 s later. So does the loss of the terminal. The third INT or TERM kills at once. Other signals are passed on.
 ///
 /// Call it while the process has no other threads, or only such that block the signals named above: one that does not
-/// would be ended by them. `progress` is called where [`LoadMode::All`](crate::LoadMode::All) is set.
+/// would be ended by them. `progress` is told of [`Step::Loading`] where
+/// [`LoadMode::All`](crate::LoadMode::All) is set.
 ///
 /// # Errors
 /// Those of opening and mounting the image, [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
@@ -92,20 +104,6 @@ pub fn run(
     state: &StateDir,
     progress: &Progress<'_>,
 ) -> Result<RunOutcome, Error> {
-    run_observed(spec, config, state, progress, &|_| {})
-}
-
-/// The same, for a caller that wants to know when the image is mounted.
-///
-/// # Errors
-/// Those of [`run`].
-pub fn run_observed(
-    spec: &RunSpec,
-    config: &AgentConfig,
-    state: &StateDir,
-    progress: &Progress<'_>,
-    when_mounted: &WhenMounted<'_>,
-) -> Result<RunOutcome, Error> {
     let start = Instant::now();
     if !rustix::process::geteuid().is_root() {
         return Err(Error::invalid("run", "mounting images needs root: use sudo"));
@@ -115,7 +113,7 @@ pub fn run_observed(
     // A thread's mount namespace is its own and its children's; the caller's other threads keep theirs.
     let run = || {
         enter_mount_namespace()?;
-        Run::begin(spec, config, state, &signals, start)?.finish(progress, when_mounted)
+        Run::begin(spec, config, state, &signals, start)?.finish(progress)
     };
     std::thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
@@ -186,7 +184,7 @@ impl<'a> Run<'a> {
         state.update(&sandbox.record)?;
         output.start(start);
         let hostname = hostname(spec, &sandbox.record.id);
-        let etc = EtcFiles::write(&bundle, &hostname, spec.network, &spec.own_names)?;
+        let etc = EtcFiles::write(&bundle, &hostname, spec)?;
         let (stopping, held) = (Stopping::new(libc::SIGTERM), Vec::new());
         Ok(Self {
             spec,
@@ -207,8 +205,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn finish(mut self, progress: &Progress<'_>, when_mounted: &WhenMounted<'_>) -> Result<RunOutcome, Error> {
-        let started = self.start_command(progress, when_mounted);
+    fn finish(mut self, progress: &Progress<'_>) -> Result<RunOutcome, Error> {
+        let started = self.start_command(progress);
         let result = match started {
             Ok(command) => self.wait_for_command(&command),
             Err(error) => Err(error),
@@ -261,7 +259,7 @@ impl<'a> Run<'a> {
     }
 
     /// Until the runtime has its configuration. Gives the command as messages name it.
-    fn start_command(&mut self, progress: &Progress<'_>, when_mounted: &WhenMounted<'_>) -> Result<String, Error> {
+    fn start_command(&mut self, progress: &Progress<'_>) -> Result<String, Error> {
         let mut image: Option<Box<ImageConfig>> = None;
         loop {
             while let Some(report) = self.agent.reports.buffered()? {
@@ -271,13 +269,13 @@ impl<'a> Run<'a> {
                         self.stopping = Stopping::new(stopping::stop_signal(config.stop_signal.as_deref()));
                         image = Some(config);
                     }
-                    Report::Loading { bytes, total } => progress(bytes, total),
+                    Report::Loading { bytes, total } => progress(Step::Loading { bytes, total }),
                     Report::Mounted => {
                         self.timings.mounted = self.start.elapsed();
-                        when_mounted(&self.sandbox.record);
                         let image =
                             image.ok_or_else(|| Error::invalid("agent", "mounted before it opened: this is a bug"))?;
                         let (document, command) = self.configuration(&image)?;
+                        progress(Step::Mounted(&self.sandbox.record));
                         self.container.configure(&document)?;
                         self.timings.runtime_started = self.start.elapsed();
                         for signal in self.held.drain(..) {

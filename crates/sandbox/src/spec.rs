@@ -35,6 +35,12 @@ pub struct RunSpec {
     pub network_namespace: Option<PathBuf>,
     /// More names of the container itself, for its `/etc/hosts`.
     pub own_names: Vec<String>,
+    /// Addresses of name servers, for its `/etc/resolv.conf`: only with [`Network::None`].
+    pub name_servers: Vec<String>,
+    /// Capabilities that the command does not have, of those that it would: `CAP_NET_RAW`.
+    pub without_capabilities: Vec<String>,
+    /// A program that starts the command, for images that need one.
+    pub first_process: Option<FirstProcess>,
     /// Memory limit in bytes.
     pub memory_bytes: Option<u64>,
     /// Processor time limit in cores.
@@ -47,6 +53,17 @@ pub struct RunSpec {
     pub hostname: Option<String>,
     /// Measure the time to the first output: standard output then passes through this process.
     pub stats: bool,
+}
+
+/// A program that is the container's first process in the command's place, and starts that, where an image has something in a directory.
+#[derive(Clone, Debug)]
+pub struct FirstProcess {
+    /// The program's bytes: it must need nothing of the image.
+    pub program: &'static [u8],
+    /// An absolute path in the image: the program is used where this is a directory that is not empty.
+    pub where_in_use: String,
+    /// Its arguments, before the words of the command.
+    pub arguments: Vec<String>,
 }
 
 /// The network a container sees.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::api::ApiError;
@@ -41,7 +42,27 @@ pub(crate) struct Limits {
 /// A sandbox that did not get to its first invocation: what clients are told in an answer.
 #[derive(Clone, Debug)]
 pub(crate) struct StartFailure {
-    pub(crate) payload: Bytes,
+    kind: String,
+    message: String,
+    /// What the runtime says of it, if it does.
+    said: Bytes,
+}
+
+impl StartFailure {
+    /// `said` may be empty.
+    pub(crate) fn new(kind: &str, message: &str, said: Bytes) -> Self {
+        Self { kind: kind.to_owned(), message: message.to_owned(), said }
+    }
+
+    /// What the caller of the invocation `id` gets.
+    pub(crate) fn payload(&self, id: &str) -> Bytes {
+        if self.said.is_empty() { payload(id, &self.kind, &self.message) } else { self.said.clone() }
+    }
+}
+
+/// What a caller gets for a failure that is not the function's own, in Lambda's words.
+pub(crate) fn payload(id: &str, kind: &str, message: &str) -> Bytes {
+    json!({ "errorType": kind, "errorMessage": format!("RequestId: {id} Error: {message}") }).to_string().into()
 }
 
 /// What who waits gets.

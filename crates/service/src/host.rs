@@ -2,13 +2,22 @@
 //!
 //! It lives on when the service dies, with all that the function has in memory, and comes back to the next one. The API listens where only
 //! the container is: on the loopback interface of its network namespace, which is made here. What the container writes comes by a pipe.
+//!
+//! Where the image has extensions, the container's first process is a small program of ours that starts them and the runtime
+//! (`supervisor`). `lifecycle` knows what each of them is at, `ending` what is done when one of them fails or nobody needs the sandbox.
 
 mod beginning;
+mod ending;
+mod extensions_api;
+mod lifecycle;
 mod logs;
 mod memory;
 mod network;
+mod report;
 mod runtime_api;
 mod serving;
+mod supervisor;
+mod telemetry;
 
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -18,9 +27,11 @@ use std::sync::Mutex;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::{Deserialize, Serialize};
-use snowmelt_sandbox::{AgentConfig, Network, Record, RunSpec, StateDir, run_observed};
+use snowmelt_sandbox::{AgentConfig, FirstProcess, Network, RunSpec, StateDir, Step, run};
 
+pub(crate) use self::lifecycle::Reason;
 use self::network::Namespace;
+use self::serving::Sockets;
 
 /// Where the Runtime API is, as the container sees it.
 const RUNTIME_API: &str = "127.0.0.1:9001";
@@ -44,6 +55,14 @@ pub(crate) struct HostConfig {
     pub(crate) version: String,
     /// Memory that the container may have, in MiB.
     pub(crate) memory_mb: u32,
+    /// What extensions are told of the function.
+    pub(crate) function: String,
+    pub(crate) handler: String,
+    pub(crate) account: String,
+    /// How long it may take to begin.
+    pub(crate) init_limit_ms: u64,
+    /// It did not begin before: this is a part of an invocation, and nobody tries again.
+    pub(crate) is_last_try: bool,
 }
 
 /// The whole of the hidden `function-host` subcommand.
@@ -86,19 +105,24 @@ fn host() -> std::io::Result<()> {
     BufReader::new(std::io::stdin()).read_line(&mut line)?;
     let config: HostConfig = serde_json::from_str(&line)?;
     let namespace = Namespace::new()?;
-    let listener = namespace.listen(RUNTIME_API)?;
+    let runtime_api = namespace.listen(RUNTIME_API)?;
+    let first_process = supervisor::listen(&namespace, &config.sandbox)?;
     // The container's output is this process's: from here on it goes into the pipe.
     let (log, output) = std::io::pipe()?;
     rustix::stdio::dup2_stdout(&output)?;
     rustix::stdio::dup2_stderr(&output)?;
     drop(output);
     let (end, ended) = tokio::sync::oneshot::channel();
-    let (mounted, when_mounted) = tokio::sync::oneshot::channel();
-    let serving = serving::start(&config, listener, OwnedFd::from(log), ended, when_mounted)?;
+    let spec = spec(&config, &namespace);
+    let sockets = Sockets { runtime_api, first_process, log: OwnedFd::from(log) };
+    let (serving, mounted) = serving::start(&config, namespace, sockets, ended)?;
     let mounted = Mutex::new(Some(mounted));
-    let tell_mounted = |record: &Record| beginning::tell(&mounted, record);
-    let outcome = StateDir::new(&config.state)
-        .and_then(|state| run_observed(&spec(&config, &namespace), &config.agent, &state, &|_, _| {}, &tell_mounted));
+    let progress = |step: Step<'_>| {
+        if let Step::Mounted(record) = step {
+            beginning::tell(&mounted, record);
+        }
+    };
+    let outcome = StateDir::new(&config.state).and_then(|state| run(&spec, &config.agent, &state, &progress));
     let ended = match outcome {
         Ok(outcome) => (Some(outcome.exit_code), None),
         Err(error) => (None, Some(error.to_string())),
@@ -125,6 +149,13 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         writable: vec!["/tmp".into()],
         network: Network::None,
         network_namespace: Some(namespace.path()),
+        first_process: Some(FirstProcess {
+            program: supervisor::PROGRAM,
+            where_in_use: supervisor::EXTENSIONS.into(),
+            arguments: vec![supervisor::socket_name(&config.sandbox)],
+        }),
+        // With these it could send what its network does not let it, and make devices.
+        without_capabilities: vec!["CAP_NET_RAW".into(), "CAP_MKNOD".into()],
         own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
         memory_bytes: Some(u64::from(config.memory_mb) << 20),
         cpus: Some(config.cpus),

@@ -12,13 +12,13 @@ use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use crate::link::{self, FromHost, ToHost};
+use crate::link::{self, FromHost, Reason, ToHost};
 use crate::service::Service;
 
 /// Messages for a host that does not read them yet.
 const MOST_WAITING: usize = 64;
-/// How long a host may take to end by itself.
-const KILL_AFTER: Duration = Duration::from_secs(2);
+/// How long a host may take to end by itself: with extensions it takes two seconds.
+const KILL_AFTER: Duration = Duration::from_secs(4);
 
 /// The way to one sandbox.
 #[derive(Clone, Debug)]
@@ -49,8 +49,8 @@ impl Host {
     }
 
     /// Ends it, and with it its sandbox: by its own hand, or soon by the kernel's.
-    pub(crate) fn kill(&self) {
-        self.tell_now(ToHost::Kill);
+    pub(crate) fn end(&self, reason: Reason) {
+        self.tell_now(ToHost::End(reason));
         let Some(process) = self.process.clone() else { return };
         tokio::spawn(async move {
             tokio::time::sleep(KILL_AFTER).await;

@@ -139,9 +139,10 @@ impl Service {
         let (host, deadline) = loop {
             let (host, was_waited_for) = match self.assigned(&key, function, version).await? {
                 Ok(assigned) => assigned,
-                Err(StartFailure { payload }) => return Ok(failed(payload)),
+                Err(failure) => return Ok(failed(failure.payload(&id))),
             };
-            let deadline = Instant::now() + timeout;
+            let left = timeout.saturating_sub(self.spent_on_init(&host.sandbox));
+            let deadline = Instant::now() + left;
             if self.gave(&host.sandbox, &id, deadline) {
                 timing.given(&host.sandbox, was_waited_for);
                 break (host, deadline);
@@ -149,7 +150,7 @@ impl Service {
         };
         let invocation = Invocation {
             id: id.clone(),
-            deadline_ms: milliseconds(SystemTime::now() + timeout),
+            deadline_ms: milliseconds(SystemTime::now() + deadline.saturating_duration_since(Instant::now())),
             arn: arn.clone(),
             trace: given.trace.clone(),
             client_context: given.client_context.clone(),
@@ -224,7 +225,7 @@ impl Service {
             Got::Warm(host) => Ok(Ok((host, false))),
             Got::Later(waiting, wish) => {
                 if wish == Wish::Start {
-                    self.start_sandbox(key.clone(), version.clone());
+                    self.start_sandbox(key.clone(), version.clone(), false);
                 }
                 let assigned = waiting.await.map_err(|_| ApiError::service("no sandbox came"))?;
                 Ok(assigned.map(|host| (host, true)))
@@ -233,7 +234,7 @@ impl Service {
     }
 }
 
-fn milliseconds(time: SystemTime) -> u64 {
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

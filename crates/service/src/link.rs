@@ -10,6 +10,8 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
+
+pub(crate) use crate::host::Reason;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snowmelt_sandbox::TierLoads;
@@ -27,14 +29,14 @@ pub(crate) enum FromHost {
     /// The first message: which sandbox it has, and what that is doing.
     Hello { sandbox: String, asks: u64, is_asking: bool, invocation: Option<String> },
     /// The runtime asks for an invocation, for the how many-th time: after an answer it is free only then. A new service hears of the last
-    /// one twice, by [`FromHost::Hello`] too.
-    Asks { number: u64 },
+    /// one twice, by [`FromHost::Hello`] too. `init_ms` is how long it took to begin where that is the invocation's time.
+    Asks { number: u64, init_ms: Option<u64> },
     /// How the sandbox began, once its runtime has asked for the first time; each service hears it.
     Began(Box<Beginning>),
     /// What the function took for an invocation. The answer's end follows.
     Ran { id: String, took_us: u64 },
-    /// It said that it cannot begin. [its error]
-    InitError,
+    /// It could not begin. [what the runtime says of that, if it does] It ends soon.
+    InitFailed { kind: String, message: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
     Response { id: String, tail: Option<String>, is_last: bool },
     /// It failed, perhaps with an answer begun. [error]
@@ -42,7 +44,7 @@ pub(crate) enum FromHost {
     /// [a part of the log]
     Log,
     /// The sandbox has ended; nothing follows.
-    Exited { code: Option<u8>, message: Option<String> },
+    Exited { how: String },
 }
 
 /// To a host.
@@ -51,8 +53,8 @@ pub(crate) enum FromHost {
 pub(crate) enum ToHost {
     /// Run once. [payload]
     Invoke(Box<Invocation>),
-    /// Nothing more will come: let it end in its own time.
-    Shutdown,
+    /// Nothing more will come: let it end as Lambda does, which takes two seconds where there are extensions.
+    End(Reason),
     /// End it at once.
     Kill,
 }

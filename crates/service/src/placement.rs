@@ -11,6 +11,8 @@ use crate::Place;
 use crate::host::HostConfig;
 use crate::model::Version;
 
+/// How long a sandbox may take to begin, as in Lambda. It is tried again as a part of the invocation, under the function's own timeout.
+const INIT_LIMIT_MS: u64 = 10_000;
 /// Memory that makes a whole core, as in Lambda, in MB.
 const MEMORY_OF_A_CORE: f64 = 1769.0;
 
@@ -33,6 +35,8 @@ pub(crate) struct Wanted<'a> {
     /// `$LATEST` or a number.
     pub(crate) number: &'a str,
     pub(crate) version: &'a Version,
+    /// It did not begin before: see [`HostConfig::is_last_try`].
+    pub(crate) is_last_try: bool,
 }
 
 impl Machine {
@@ -72,6 +76,11 @@ impl Machine {
             cpus: (f64::from(settings.memory) / MEMORY_OF_A_CORE).clamp(0.1, 6.0),
             version: wanted.number.to_owned(),
             memory_mb: settings.memory,
+            function: wanted.function.to_owned(),
+            handler: settings.image_config.command.first().cloned().unwrap_or_default(),
+            account: self.place.account.clone(),
+            init_limit_ms: if wanted.is_last_try { u64::from(settings.timeout) * 1000 } else { INIT_LIMIT_MS },
+            is_last_try: wanted.is_last_try,
         }
     }
 

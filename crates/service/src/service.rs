@@ -16,11 +16,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::Place;
-use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish};
+use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish, payload};
 use crate::events::{self, Events};
 use crate::hosts::{self, Came, Host, Table};
 use crate::journal::Journal;
-use crate::link::{FromHost, ToHost};
+use crate::link::{FromHost, Reason, ToHost};
 use crate::logs::Logs;
 use crate::measures::Board;
 use crate::model::{Version, new_id};
@@ -100,11 +100,22 @@ struct Sandbox {
     /// How often its runtime has asked for an invocation, as far as it is known.
     asks: u64,
     invocation: Option<String>,
-    /// When it must have asked again.
+    /// When it must have asked again, or ended.
     deadline: Option<Instant>,
+    /// It is to begin as a part of an invocation, and is not started again.
+    is_last_try: bool,
+    /// It is no sandbox for anybody any more, and writes its last lines.
+    is_ending: bool,
+    /// How much of its first invocation's time it took to begin.
+    spent: Duration,
 }
 
 impl Sandbox {
+    fn new(key: Key, deadline: Option<Instant>, is_last_try: bool) -> Self {
+        let spent = Duration::ZERO;
+        Self { key, host: None, asks: 0, invocation: None, deadline, is_last_try, is_ending: false, spent }
+    }
+
     fn has_begun(&self) -> bool {
         self.asks > 0
     }
@@ -202,7 +213,7 @@ impl Service {
         for (id, key) in before {
             self.assignment.expect(&id, &key);
             self.board.sandboxes.expected(&id, &key);
-            let entry = Sandbox { key, host: None, asks: 0, invocation: None, deadline: None };
+            let entry = Sandbox::new(key, None, true);
             self.sandboxes.lock().insert(id.clone(), entry);
             let service = Arc::downgrade(self);
             tokio::spawn(async move {
@@ -210,7 +221,7 @@ impl Service {
                 let Some(service) = service.upgrade() else { return };
                 let has_come = service.sandboxes.lock().get(&id).is_none_or(|sandbox| sandbox.host.is_some());
                 if !has_come {
-                    service.ended(&id, None, Some("its host did not come back"));
+                    service.ended(&id, "its host did not come back");
                 }
             });
         }
@@ -234,7 +245,7 @@ impl Service {
                 if let Some(host) = &sandbox.host
                     && told.insert(id.clone())
                 {
-                    host.tell_now(ToHost::Shutdown);
+                    host.tell_now(ToHost::End(Reason::Spindown));
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -250,14 +261,13 @@ impl Service {
     }
 
     /// Starts a sandbox of this kind, in the background.
-    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version) {
+    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version, is_last_try: bool) {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let id = new_id();
             service.board.sandboxes.wished(&id, &key);
-            let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
-            let deadline = Some(Instant::now() + limit);
-            let entry = Sandbox { key: key.clone(), host: None, asks: 0, invocation: None, deadline };
+            let limit = START_LIMIT + Duration::from_secs(version.settings.timeout.into());
+            let entry = Sandbox::new(key.clone(), Some(Instant::now() + limit), is_last_try);
             service.sandboxes.lock().insert(id.clone(), entry);
             service.assignment.starting(&id, &key);
             // Before it is there, so that none is ever there that the next service does not know.
@@ -268,6 +278,7 @@ impl Service {
                 function: &key.function,
                 number: &key.number,
                 version: &version,
+                is_last_try,
             };
             match service.machine.start(&wanted).await {
                 Ok(mut child) => {
@@ -275,10 +286,10 @@ impl Service {
                     // One that came has said how it ended, which may not have been read yet.
                     let has_come = service.sandboxes.lock().get(&id).is_some_and(|sandbox| sandbox.host.is_some());
                     if !has_come {
-                        service.ended(&id, None, Some("its host ended before it came"));
+                        service.ended(&id, "its host ended before it came");
                     }
                 }
-                Err(error) => service.ended(&id, None, Some(&error.to_string())),
+                Err(error) => service.ended(&id, &error.to_string()),
             }
         });
     }
@@ -303,6 +314,11 @@ impl Service {
         true
     }
 
+    /// How much of the time of its first invocation a sandbox took to begin: it is asked once.
+    pub(crate) fn spent_on_init(&self, sandbox: &str) -> Duration {
+        self.sandboxes.lock().get_mut(sandbox).map(|sandbox| std::mem::take(&mut sandbox.spent)).unwrap_or_default()
+    }
+
     /// Who reads the answer slowly has its sandbox wait.
     async fn answer(&self, id: &str, piece: Piece) {
         let sender = self.waiting.lock().get(id).cloned();
@@ -322,7 +338,7 @@ impl Service {
     }
 
     /// It asks for the how many-th time; what is heard twice counts once.
-    fn asks(&self, host: &Host, number: u64) {
+    fn asks(&self, host: &Host, number: u64, init_ms: Option<u64>) {
         {
             let mut sandboxes = self.sandboxes.lock();
             let Some(sandbox) = sandboxes.get_mut(&host.sandbox).filter(|sandbox| number > sandbox.asks) else {
@@ -331,21 +347,31 @@ impl Service {
             sandbox.asks = number;
             sandbox.invocation = None;
             sandbox.deadline = None;
+            sandbox.spent = Duration::from_millis(init_ms.unwrap_or(0));
         }
         self.assignment.free(host, Instant::now());
     }
 
     /// Ends a sandbox if it is at that invocation; whoever waits for that is told by who calls.
     pub(crate) fn kill_at(self: &Arc<Self>, host: &Host, invocation: &str) {
-        let is_at_it = {
-            let sandboxes = self.sandboxes.lock();
-            sandboxes.get(&host.sandbox).is_some_and(|sandbox| sandbox.invocation.as_deref() == Some(invocation))
-        };
-        if is_at_it && self.remove(&host.sandbox).is_some() {
-            host.kill();
+        if self.ends(host, Reason::Timeout, |sandbox| sandbox.invocation.as_deref() == Some(invocation)).is_some() {
             let gone = self.assignment.gone(&host.sandbox, None);
-            self.follow(gone);
+            self.follow(gone, false);
         }
+    }
+
+    /// Has a sandbox end if it is so; it stays known until it has, since what it writes then is for its log. Gives whether it was its last try.
+    fn ends(&self, host: &Host, reason: Reason, is_so: impl Fn(&Sandbox) -> bool) -> Option<bool> {
+        let is_last_try = {
+            let mut sandboxes = self.sandboxes.lock();
+            let sandbox = sandboxes.get_mut(&host.sandbox).filter(|sandbox| !sandbox.is_ending && is_so(sandbox))?;
+            sandbox.is_ending = true;
+            sandbox.invocation = None;
+            sandbox.deadline = Some(Instant::now() + GRACE);
+            sandbox.is_last_try
+        };
+        host.end(reason);
+        Some(is_last_try)
     }
 
     fn remove(&self, sandbox: &str) -> Option<Sandbox> {
@@ -357,42 +383,33 @@ impl Service {
         removed
     }
 
-    fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>) {
+    fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>, is_last_try: bool) {
         let Some((key, Wish::Start)) = wish else { return };
         let function = self.registry.find(&key.tenant, &key.function);
         let version =
             function.as_ref().and_then(|function| function.with_revision(&key.number, &key.revision)).cloned();
         if let Some(version) = version.filter(|_| !self.is_closing()) {
-            return self.start_sandbox(key, version);
+            return self.start_sandbox(key, version, is_last_try);
         }
         let message = format!("{} was changed or deleted", key.function);
         let error = json!({ "errorType": "Runtime.ExitError", "errorMessage": message });
-        self.assignment.give_up(&key, &StartFailure { payload: error.to_string().into() });
+        self.assignment.give_up(&key, &StartFailure::new("Runtime.ExitError", &message, error.to_string().into()));
     }
 
     /// A sandbox has ended.
-    fn ended(self: &Arc<Self>, id: &str, code: Option<u8>, message: Option<&str>) {
-        let Some(sandbox) = self.remove(id) else { return };
-        let how = match (code, message) {
-            (Some(code), _) if code > 128 => format!("signal: {}", signal_name(code - 128)),
-            (Some(code), _) => format!("exit status {code}"),
-            (None, Some(message)) => message.to_owned(),
-            (None, None) => "it ended".into(),
-        };
-        let error = |request: &str| {
-            let message = format!("RequestId: {request} Error: Runtime exited with error: {how}");
-            let kind = if message.contains("signal: killed") { "Runtime.OutOfMemory" } else { "Runtime.ExitError" };
-            (kind, Bytes::from(json!({ "errorType": kind, "errorMessage": message }).to_string()))
-        };
+    fn ended(self: &Arc<Self>, id: &str, how: &str) {
+        // Of what ended in order its host has said how, and nobody waits for it any more.
+        let Some(sandbox) = self.remove(id).filter(|sandbox| !sandbox.is_ending) else { return };
+        let (kind, message) = ("Runtime.ExitError", format!("Runtime exited with error: {how}"));
         let failure = if sandbox.has_begun() {
             None
         } else {
-            let line = format!("INIT_REPORT Status: error\tError Type: Runtime.ExitError\t{how}\n");
+            let line = format!("INIT_REPORT Status: error\tError Type: {kind}\t{how}\n");
             self.logs.add(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
-            Some(StartFailure { payload: error(&new_id()).1 })
+            Some(StartFailure::new(kind, &message, Bytes::new()))
         };
         if let Some(invocation) = sandbox.invocation.clone() {
-            let (kind, body) = error(&invocation);
+            let body = payload(&invocation, kind, &message);
             let service = Arc::clone(self);
             tokio::spawn(async move {
                 let piece = Piece::Failed { kind: kind.into(), body, tail: None };
@@ -400,15 +417,15 @@ impl Service {
             });
         }
         let gone = self.assignment.gone(id, failure.as_ref());
-        self.follow(gone);
+        self.follow(gone, false);
     }
 
-    fn init_failed(self: &Arc<Self>, host: &Host, body: Bytes) {
-        host.kill();
-        if self.remove(&host.sandbox).is_some() {
-            let gone = self.assignment.gone(&host.sandbox, Some(&StartFailure { payload: body }));
-            self.follow(gone);
-        }
+    /// A sandbox cannot begin. It is tried once more, as a part of the invocation that waits for it.
+    fn init_failed(self: &Arc<Self>, host: &Host, kind: &str, message: &str, said: Bytes) {
+        let Some(is_last_try) = self.ends(host, Reason::Failure, |_| true) else { return };
+        let failure = is_last_try.then(|| StartFailure::new(kind, message, said));
+        let gone = self.assignment.gone(&host.sandbox, failure.as_ref());
+        self.follow(gone, !is_last_try);
     }
 
     /// Ends what is late: starts that do not begin, and runtimes that answered and ask for nothing more.
@@ -421,9 +438,9 @@ impl Service {
         };
         for (id, host) in late {
             if let Some(host) = host {
-                host.kill();
+                host.end(Reason::Timeout);
             }
-            self.ended(&id, None, Some("it did not ask for an invocation in time"));
+            self.ended(&id, "it did not ask for an invocation in time");
         }
     }
 }
@@ -453,8 +470,8 @@ const LONGEST: Duration = Duration::from_secs(920);
 /// Hosts look for a service ten times a second.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a runtime may take before it asks for its first invocation, beside the function's own timeout.
-const INIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a sandbox may take until it has begun, beside the function's own timeout: for its image, and what its host allows it.
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Ends sandboxes that nobody needs.
 async fn reap(service: std::sync::Weak<Service>) {
@@ -467,7 +484,7 @@ async fn reap(service: std::sync::Weak<Service>) {
             service.assignment.keys().into_iter().filter(|key| service.is_current(key)).collect();
         let is_current = |key: &Key| current.contains(key);
         for host in service.assignment.reap(service.limits.idle, Instant::now(), &is_current) {
-            host.tell(ToHost::Shutdown, Bytes::new()).await;
+            host.tell(ToHost::End(Reason::Spindown), Bytes::new()).await;
         }
     }
 }
@@ -506,19 +523,19 @@ impl Service {
 
     /// Its connection has ended.
     pub(crate) fn host_gone(self: &Arc<Self>, host: &Host) {
-        self.ended(&host.sandbox, None, Some("its host ended"));
+        self.ended(&host.sandbox, "its host ended");
     }
 
     /// It says something.
     pub(crate) async fn said(self: &Arc<Self>, host: &Host, message: FromHost, body: Bytes) {
         match message {
             FromHost::Hello { .. } => {}
-            FromHost::Asks { number } => self.asks(host, number),
+            FromHost::Asks { number, init_ms } => self.asks(host, number, init_ms),
             FromHost::Began(beginning) => self.board.began(&host.sandbox, &beginning),
             FromHost::Ran { took_us, .. } => {
                 self.board.sandboxes.has_run(&host.sandbox, Duration::from_micros(took_us));
             }
-            FromHost::InitError => self.init_failed(host, body),
+            FromHost::InitFailed { kind, message } => self.init_failed(host, &kind, &message, body),
             FromHost::Response { id, tail, is_last } => {
                 let piece = if is_last { Piece::Done { body, tail } } else { Piece::Data(body) };
                 if is_last {
@@ -537,17 +554,7 @@ impl Service {
                     self.logs.add(&key.tenant, &key.function, &body);
                 }
             }
-            FromHost::Exited { code, message } => self.ended(&host.sandbox, code, message.as_deref()),
+            FromHost::Exited { how } => self.ended(&host.sandbox, &how),
         }
-    }
-}
-
-fn signal_name(number: u8) -> String {
-    match number {
-        9 => "killed".into(),
-        6 => "aborted".into(),
-        11 => "segmentation fault".into(),
-        15 => "terminated".into(),
-        other => format!("signal {other}"),
     }
 }

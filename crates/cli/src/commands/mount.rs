@@ -14,7 +14,7 @@ use crate::units::Size;
 pub(crate) fn mount(app: &App, args: &MountArgs) -> Result<ExitCode> {
     let state = app.state()?;
     let bar = output::LoadingBar::new(app.json);
-    let progress = |bytes, total| bar.set(bytes, total);
+    let progress = |step: snowmelt_sandbox::Step<'_>| bar.show(step);
     let record = mount_image(&args.image.to_string(), &args.dir, args.rw, &app.config.agent()?, &state, &progress)?;
     if app.json {
         output::print_json(&json!({

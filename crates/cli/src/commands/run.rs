@@ -39,7 +39,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> Result<ExitCode> {
         ..RunSpec::default()
     };
     let bar = output::LoadingBar::new(app.json);
-    let outcome = run_sandbox(&spec, &app.config.agent()?, &state, &|bytes, total| bar.set(bytes, total))?;
+    let outcome = run_sandbox(&spec, &app.config.agent()?, &state, &|step| bar.show(step))?;
     let figures = last_run::figures(&outcome);
     if args.stats {
         let text = if app.json { format!("{figures}\n") } else { last_run::table(&figures) };

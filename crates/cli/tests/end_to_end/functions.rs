@@ -2,6 +2,7 @@
 
 mod browser;
 mod commands;
+mod extensions;
 mod faults;
 mod harness;
 mod page;

@@ -1,11 +1,13 @@
 //! What is mounted over the root file system: the kernel's file systems, generated files of /etc, volumes.
 
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::Inputs;
-use crate::{Error, Network, Volume};
+use crate::{Error, Network, RunSpec, Volume};
 
 /// Files made for one container, bind-mounted over the image's.
 pub(crate) struct EtcFiles {
@@ -14,9 +16,9 @@ pub(crate) struct EtcFiles {
 
 impl EtcFiles {
     /// Writes `hosts`, `hostname` and `resolv.conf` in `directory`. On the host's network a container sees the host's
-    /// names and resolver; without a network only itself.
-    pub(crate) fn write(directory: &Path, hostname: &str, network: Network, own: &[String]) -> Result<Self, Error> {
-        let of_host = |path: &str| match network {
+    /// names and resolver; without a network only itself, and the name servers that are asked for.
+    pub(crate) fn write(directory: &Path, hostname: &str, spec: &RunSpec) -> Result<Self, Error> {
+        let of_host = |path: &str| match spec.network {
             Network::Host => std::fs::read(path).ok(),
             Network::None => None,
         };
@@ -24,16 +26,30 @@ impl EtcFiles {
             format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n").into_bytes()
         });
         let mut hosts = hosts;
-        for name in own {
+        for name in &spec.own_names {
             hosts.extend_from_slice(format!("127.0.0.1\t{name}\n").as_bytes());
         }
-        let resolver = of_host("/etc/resolv.conf").unwrap_or_default();
+        let resolver = of_host("/etc/resolv.conf").unwrap_or_else(|| {
+            spec.name_servers.iter().flat_map(|address| ["nameserver ", address, "\n"]).collect::<String>().into_bytes()
+        });
         let hostname = format!("{hostname}\n").into_bytes();
         for (name, content) in [("hosts", hosts), ("hostname", hostname), ("resolv.conf", resolver)] {
             let path = directory.join(name);
             std::fs::write(&path, content).map_err(|source| Error::io("write", path.display(), source))?;
         }
         Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Puts a program beside them, and gives its path.
+    pub(super) fn add_program(&self, program: &[u8]) -> Result<PathBuf, Error> {
+        let path = self.directory.join("first-process");
+        let io = |source| Error::io("write", path.display(), source);
+        let mut options = std::fs::File::options();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(&path).map_err(io)?;
+        file.write_all(program).map_err(io)?;
+        // Whatever the umask is: the command may be another user's.
+        file.set_permissions(std::fs::Permissions::from_mode(0o755)).map_err(io)?;
+        Ok(path)
     }
 }
 

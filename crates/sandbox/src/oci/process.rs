@@ -16,14 +16,16 @@ pub(super) fn process(inputs: &Inputs<'_>) -> Result<Value, Error> {
     let directory = working_directory(spec, image)?;
     let identity = json!({ "uid": user.uid, "gid": user.gid, "additionalGids": user.additional_gids });
     // As in docker: only root starts with effective capabilities; others can reach them through file capabilities.
-    let own: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
+    let without = |name: &&str| !spec.without_capabilities.iter().any(|other| other == name);
+    let bounding: Vec<&str> = CAPABILITIES.into_iter().filter(without).collect();
+    let own: &[&str] = if user.uid == 0 { &bounding } else { &[] };
     Ok(json!({
         "terminal": spec.tty,
         "user": identity,
         "args": args,
         "env": environment(spec, image, inputs.hostname, &user.home),
         "cwd": directory,
-        "capabilities": { "bounding": CAPABILITIES, "effective": own, "permitted": own },
+        "capabilities": { "bounding": bounding, "effective": own, "permitted": own },
         "noNewPrivileges": false,
     }))
 }

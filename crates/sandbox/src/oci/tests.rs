@@ -39,7 +39,8 @@ impl Fixture {
     fn configure(&self, spec: &RunSpec, image: &ImageConfig, cgroups: CgroupVersion) -> Result<(Value, String), Error> {
         let root_path = self.root_path();
         let root = Root::open(&root_path).unwrap();
-        let etc = EtcFiles::write(self.directory.path(), "box", Network::None, &[]).unwrap();
+        let etc =
+            EtcFiles::write(self.directory.path(), "box", &RunSpec { network: Network::None, ..spec.clone() }).unwrap();
         let inputs = Inputs { spec, image, root: &root, root_path: &root_path, etc: &etc, hostname: "box", cgroups };
         let (document, command) = configuration(&inputs)?;
         // An independent reading of the format accepts the document, and finds nothing in it that it does not know.
@@ -130,6 +131,39 @@ fn commands() {
 }
 
 #[test]
+fn a_first_process_only_where_the_image_has_something_for_it() {
+    let fixture = Fixture::new();
+    let first = crate::FirstProcess {
+        program: b"program",
+        where_in_use: "/opt/extensions".into(),
+        arguments: vec!["argument".into()],
+    };
+    let spec = RunSpec {
+        first_process: Some(first),
+        without_capabilities: vec!["CAP_NET_RAW".into()],
+        user: Some("0".into()),
+        ..RunSpec::default()
+    };
+    let configure = || fixture.configure(&spec, &image(), CgroupVersion::V2).unwrap().0;
+    let without = configure();
+    assert_eq!(without["process"]["args"], json!(["/entry", "default", "arguments"]));
+    for set in ["bounding", "effective", "permitted"] {
+        let names = without["process"]["capabilities"][set].as_array().unwrap();
+        assert!(names.len() == CAPABILITIES.len() - 1 && !names.contains(&json!("CAP_NET_RAW")), "{names:?}");
+    }
+    let directory = fixture.root_path().join("opt/extensions");
+    std::fs::create_dir_all(&directory).unwrap();
+    assert_eq!(configure(), without);
+    std::fs::write(directory.join("one"), "").unwrap();
+    let with = configure();
+    assert_eq!(with["process"]["args"], json!([FIRST_PROCESS, "argument", "/entry", "default", "arguments"]));
+    let mount = with["mounts"].as_array().unwrap().iter().find(|mount| mount["destination"] == FIRST_PROCESS).unwrap();
+    let program = std::path::Path::new(mount["source"].as_str().unwrap());
+    assert_eq!(std::fs::read(program).unwrap(), b"program");
+    assert_eq!(program.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+}
+
+#[test]
 fn what_cannot_be_is_said() {
     let fixture = Fixture::new();
     let configure = |spec: RunSpec| fixture.configure(&spec, &image(), CgroupVersion::V1).unwrap_err();
@@ -143,12 +177,17 @@ fn what_cannot_be_is_said() {
 #[test]
 fn names_that_a_container_sees() {
     let directory = tempfile::tempdir().unwrap();
-    EtcFiles::write(directory.path(), "box", Network::None, &[]).unwrap();
+    let alone = RunSpec { network: Network::None, ..RunSpec::default() };
+    EtcFiles::write(directory.path(), "box", &alone).unwrap();
     let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
     assert_eq!(read("hostname"), "box\n");
     assert!(read("hosts").contains("127.0.0.1\tlocalhost box"));
     assert_eq!(read("resolv.conf"), "");
-    EtcFiles::write(directory.path(), "box", Network::Host, &[]).unwrap();
+    let named = RunSpec { own_names: vec!["own".into()], name_servers: vec!["192.0.2.1".into()], ..alone };
+    EtcFiles::write(directory.path(), "box", &named).unwrap();
+    assert!(read("hosts").contains("127.0.0.1\town\n"));
+    assert_eq!(read("resolv.conf"), "nameserver 192.0.2.1\n");
+    EtcFiles::write(directory.path(), "box", &RunSpec::default()).unwrap();
     assert_eq!(read("hosts"), std::fs::read_to_string("/etc/hosts").unwrap());
 }
 

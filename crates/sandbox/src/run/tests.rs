@@ -51,7 +51,7 @@ impl Fixture {
         let mut container = Container::start(&runtime, &record.container(), &bundle, &spec, &mut output).unwrap();
         let root_path = self.directory.path().join("root");
         let root = Root::open(&root_path).unwrap();
-        let etc = EtcFiles::write(&bundle, "box", spec.network, &[]).unwrap();
+        let etc = EtcFiles::write(&bundle, "box", &spec).unwrap();
         let image = Self::image();
         let inputs = oci::Inputs {
             spec: &spec,

@@ -113,9 +113,9 @@ fn a_start_that_fails_is_told_to_one_and_tried_again_for_the_others() {
     for sandbox in ["a", "b"] {
         place.assignment.starting(sandbox, &key("f"));
     }
-    let failure = StartFailure { payload: "why".into() };
+    let failure = StartFailure::new("", "", "why".into());
     let (_, wish) = place.assignment.gone("a", Some(&failure)).unwrap();
-    assert_eq!(first.try_recv().unwrap().unwrap_err().payload, "why");
+    assert_eq!(first.try_recv().unwrap().unwrap_err().payload("any"), "why");
     // The other's own start is on its way.
     assert_eq!(wish, Wish::Nothing);
     assert!(second.try_recv().is_err());
@@ -129,7 +129,7 @@ fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
     let (host, _) = place.started("f");
     let (mut second, _) = place.wait("f");
     place.assignment.starting("b", &key("f"));
-    place.assignment.gone("b", Some(&StartFailure { payload: "why".into() }));
+    place.assignment.gone("b", Some(&StartFailure::new("", "", "why".into())));
     assert!(second.try_recv().unwrap().is_err());
     let (_third, _) = place.wait("f");
     let (_, wish) = place.assignment.gone(&host.sandbox, None).unwrap();
@@ -187,7 +187,7 @@ fn nobody_waits_for_what_cannot_be_started() {
     let place = Place::new();
     let (mut first, _) = place.wait("f");
     let (mut second, _) = place.wait("f");
-    let failure = StartFailure { payload: "gone".into() };
+    let failure = StartFailure::new("", "", "gone".into());
     for _ in 0..2 {
         place.assignment.give_up(&key("f"), &failure);
     }

@@ -72,9 +72,9 @@ fn watch(record: &Record) -> Option<oneshot::Receiver<Instant>> {
 }
 
 impl Shared {
-    /// Sees when the image is mounted and the command is executed.
-    pub(super) async fn see_mounted(self: Arc<Self>, mounted: oneshot::Receiver<Mounted>) {
-        let Ok(Mounted { record, at, executed }) = mounted.await else { return };
+    /// Sees when the command is executed.
+    pub(super) async fn see_executed(self: Arc<Self>, mounted: Mounted) {
+        let Mounted { record, at, executed } = mounted;
         let _ = self.began.mounted.set((record, at));
         let Some(executed) = executed else { return };
         if let Ok(at) = executed.await {
@@ -101,7 +101,7 @@ impl Shared {
             let mounted = known.as_ref().map(|(_, at)| *at);
             let executed = shared.began.executed.get().copied().filter(|at| *at <= asked);
             let beginning = Beginning {
-                mount_us: us(Some(shared.started), mounted),
+                mount_us: us(Some(shared.ready), mounted),
                 start_us: us(mounted, executed),
                 init_us: us(executed.or(mounted), Some(asked)),
                 loads: loads.unwrap_or_default(),

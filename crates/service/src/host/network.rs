@@ -28,10 +28,14 @@ impl Namespace {
 
     /// A socket that listens in it, whoever accepts from it.
     pub(super) fn listen(&self, address: &str) -> io::Result<TcpListener> {
-        let (namespace, address) = (self.0.try_clone()?, address.to_owned());
-        in_own_thread(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-            TcpListener::bind(address)
+        self.inside(|| TcpListener::bind(address))
+    }
+
+    /// Does something in it: a socket that is made there stays there.
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        in_own_thread(|| {
+            setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+            work()
         })
     }
 }
