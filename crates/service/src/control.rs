@@ -4,7 +4,10 @@ mod aliases;
 mod events;
 mod functions;
 mod input;
+mod policy;
+mod reads;
 mod settings;
+mod urls;
 
 use std::sync::Arc;
 
@@ -67,6 +70,21 @@ pub(crate) fn act(service: &Arc<Service>, action: &str, input: &Input) -> Result
         "TagResource" => act.tag(),
         "UntagResource" => act.untag(),
         "GetAccountSettings" => Ok(act.account_settings()),
+        "AddPermission" => act.add_permission(),
+        "GetPolicy" => act.get_policy(),
+        "RemovePermission" => act.remove_permission(),
+        "CreateFunctionUrlConfig" => act.create_url(),
+        "GetFunctionUrlConfig" => act.get_url(),
+        "UpdateFunctionUrlConfig" => act.update_url(),
+        "DeleteFunctionUrlConfig" => act.delete_url(),
+        "ListFunctionUrlConfigs" => act.list_urls(),
+        "GetFunctionRecursionConfig" => act.get_recursion_config(),
+        "PutFunctionRecursionConfig" => act.put_recursion_config(),
+        "GetRuntimeManagementConfig" => act.get_runtime_management(),
+        "ListEventSourceMappings" => act.list_event_source_mappings(),
+        "ListLayers" => Ok(Act::nothing("Layers")),
+        "ListLayerVersions" => Ok(Act::nothing("LayerVersions")),
+        "ListCodeSigningConfigs" => Ok(Act::nothing("CodeSigningConfigs")),
         "GetFunctionCodeSigningConfig" => {
             Err(ApiError::invalid("Code signing is not supported for functions created with container images."))
         }

@@ -1,6 +1,7 @@
 //! An invocation, from a request to an answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ pub(crate) struct Given {
     pub(crate) id: Option<String>,
     /// Where parts of the answer go as they come, in place of the whole.
     pub(crate) stream: Option<mpsc::Sender<Bytes>>,
+    /// Set before the answer's first part where that is the head of an answer of HTTP.
+    pub(crate) is_http: Arc<AtomicBool>,
 }
 
 /// What came of it.
@@ -173,6 +176,10 @@ impl Service {
         let mut all = Vec::new();
         loop {
             let (bytes, end) = match pieces.recv().await? {
+                Piece::Http => {
+                    given.is_http.store(true, Ordering::Release);
+                    continue;
+                }
                 Piece::Data(bytes) => (bytes, None),
                 Piece::Done { body, tail } => (body, Some(tail)),
                 Piece::Failed { body, tail, kind } => {

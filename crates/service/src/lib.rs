@@ -21,13 +21,16 @@ mod logs;
 mod model;
 mod name;
 mod placement;
+mod policy;
 mod publishing;
 mod registry;
 mod server;
 mod service;
 pub mod sigv4;
+mod url;
 
 pub use host::host_main;
 pub use name::{FunctionName, Place, Qualifier};
 pub use server::serve;
 pub use service::{AccessKey, Service, ServiceOptions};
+pub use url::UrlBase;

@@ -28,6 +28,8 @@ pub(crate) enum FromHost {
     Asks { number: u64 },
     /// It said that it cannot begin. [its error]
     InitError,
+    /// The answer that follows begins with the head of an answer of HTTP, and eight NUL bytes.
+    Http { id: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
     Response { id: String, tail: Option<String>, is_last: bool },
     /// It failed, perhaps with an answer begun. [error]

@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::policy::Policy;
 use crate::sigv4::hex;
+use crate::url::UrlConfig;
 use crate::{Place, Qualifier};
 
 /// Default and limits that AWS has.
@@ -27,10 +29,19 @@ pub(crate) struct Function {
     /// What becomes of events, by qualifier.
     #[serde(default)]
     pub(crate) event_configs: BTreeMap<String, EventConfig>,
+    /// Who else may invoke it, by qualifier; of the function alone by an empty one.
+    #[serde(default)]
+    pub(crate) policies: BTreeMap<String, Policy>,
+    /// Its URLs, by qualifier.
+    #[serde(default)]
+    pub(crate) urls: BTreeMap<String, UrlConfig>,
     /// Of all versions together.
     pub(crate) reserved_concurrency: Option<u32>,
     /// The next number to be given: numbers are not given twice.
     pub(crate) next_version: u64,
+    /// Whether it may pass its own events on for ever.
+    #[serde(default)]
+    pub(crate) allows_recursion: bool,
 }
 
 /// Code and how it runs: `$LATEST`, or what it was when it was published.
@@ -70,6 +81,9 @@ pub(crate) struct Settings {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) image_config: ImageConfig,
     pub(crate) architecture: String,
+    /// Where events go that could not be run.
+    #[serde(default)]
+    pub(crate) dead_letter: Option<String>,
 }
 
 /// What is taken in place of the image's own words.
@@ -178,6 +192,21 @@ impl Function {
         (version.revision == revision).then_some(version)
     }
 
+    /// `$LATEST` as a version of its own, under the next number.
+    pub(crate) fn add_version(&mut self, version: Version) -> u64 {
+        let number = self.next_version;
+        self.next_version += 1;
+        self.versions.insert(number, Version { revision: new_id(), ..version });
+        number
+    }
+
+    /// Forgets what was set for a version or an alias that goes.
+    pub(crate) fn forget(&mut self, qualifier: &str) {
+        self.event_configs.remove(qualifier);
+        self.policies.remove(qualifier);
+        self.urls.remove(qualifier);
+    }
+
     pub(crate) fn has_revision(&self, number: &str, revision: &str) -> bool {
         self.with_revision(number, revision).is_some()
     }
@@ -213,6 +242,9 @@ impl Function {
         let Some(fields) = all.as_object_mut() else { return all };
         if !settings.environment.is_empty() {
             fields.insert("Environment".into(), json!({ "Variables": settings.environment }));
+        }
+        if let Some(target) = &settings.dead_letter {
+            fields.insert("DeadLetterConfig".into(), json!({ "TargetArn": target }));
         }
         if settings.image_config != ImageConfig::default() {
             fields.insert("ImageConfigResponse".into(), json!({ "ImageConfig": settings.image_config }));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::assignment::Key;
-use crate::model::{Code, Function, State, Update, new_id};
+use crate::model::{Code, Function, State, Update, Version, new_id};
 use crate::service::{Service, ServiceOptions};
 use crate::sigv4::hex;
 
@@ -47,26 +47,15 @@ impl Service {
             let published = publish(&service.options, &function.tenant, &uri, &name).await;
             let mut before = None;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
-                let latest = &mut function.latest;
-                if latest.wanted.as_ref() != Some(&uri) {
+                if function.latest.wanted.as_ref() != Some(&uri) {
                     return Ok(false);
                 }
-                latest.wanted = None;
-                match published.clone() {
-                    Ok(code) => {
-                        before = std::mem::replace(&mut latest.code, code).image;
-                        latest.state = State::Active;
-                        latest.last_update = Update::Successful;
-                    }
-                    Err(NoImage { code, reason }) => {
-                        let code = code.to_owned();
-                        if latest.state == State::Pending {
-                            latest.state = State::Failed { code: code.clone(), reason: reason.clone() };
-                        }
-                        latest.last_update = Update::Failed { code, reason };
-                    }
+                // Versions that were published with it wait for the same.
+                for version in function.versions.values_mut().filter(|version| version.wanted.as_ref() == Some(&uri)) {
+                    version.came(&published);
                 }
-                latest.revision = new_id();
+                before = function.latest.came(&published);
+                function.latest.revision = new_id();
                 Ok(true)
             });
             let is_kept = matches!(changed, Ok((_, true)));
@@ -96,6 +85,28 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         remove(&self.options, tenant, image).await;
+    }
+}
+
+impl Version {
+    /// The code that it waits for is there, or is not to be. Gives the image that it had before.
+    fn came(&mut self, published: &Result<Code, NoImage>) -> Option<String> {
+        self.wanted = None;
+        match published.clone() {
+            Ok(code) => {
+                self.state = State::Active;
+                self.last_update = Update::Successful;
+                std::mem::replace(&mut self.code, code).image
+            }
+            Err(NoImage { code, reason }) => {
+                let code = code.to_owned();
+                if self.state == State::Pending {
+                    self.state = State::Failed { code: code.clone(), reason: reason.clone() };
+                }
+                self.last_update = Update::Failed { code, reason };
+                None
+            }
+        }
     }
 }
 

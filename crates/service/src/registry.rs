@@ -1,13 +1,15 @@
 //! The functions there are: in memory, and in a database that survives whatever happens to this process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use crate::Qualifier;
 use crate::api::ApiError;
 use crate::model::Function;
+use crate::url::UrlConfig;
 
 /// Tenant and name, with a byte between them that is in neither.
 const FUNCTIONS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("functions");
@@ -15,7 +17,24 @@ const FUNCTIONS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("f
 /// All functions of all tenants.
 pub(crate) struct Registry {
     database: Database,
-    functions: Mutex<BTreeMap<(String, String), Arc<Function>>>,
+    functions: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    functions: BTreeMap<(String, String), Arc<Function>>,
+    /// Whose URL has which id.
+    urls: HashMap<String, (String, String)>,
+}
+
+impl State {
+    fn put(&mut self, function: &Arc<Function>) {
+        let place = (function.tenant.clone(), function.name.clone());
+        if let Some(before) = self.functions.insert(place.clone(), Arc::clone(function)) {
+            before.urls.values().for_each(|url| drop(self.urls.remove(&url.id)));
+        }
+        self.urls.extend(function.urls.values().map(|url| (url.id.clone(), place.clone())));
+    }
 }
 
 fn key(tenant: &str, name: &str) -> String {
@@ -37,37 +56,44 @@ impl Registry {
         let begun = database.begin_write()?;
         begun.open_table(FUNCTIONS)?;
         begun.commit()?;
-        let mut functions = BTreeMap::new();
+        let mut functions = State::default();
         let read = database.begin_read()?;
         for entry in read.open_table(FUNCTIONS)?.iter()? {
             let (key, value) = entry?;
             match serde_json::from_slice::<Function>(value.value()) {
-                Ok(function) => {
-                    functions.insert((function.tenant.clone(), function.name.clone()), Arc::new(function));
-                }
+                Ok(function) => functions.put(&Arc::new(function)),
                 Err(error) => tracing::error!(%error, function = key.value().replace('\0', "/"), "is not understood"),
             }
         }
         Ok(Self { database, functions: Mutex::new(functions) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Arc<Function>>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A tenant's function.
     pub(crate) fn find(&self, tenant: &str, name: &str) -> Option<Arc<Function>> {
-        self.lock().get(&(tenant.to_owned(), name.to_owned())).cloned()
+        self.lock().functions.get(&(tenant.to_owned(), name.to_owned())).cloned()
     }
 
     /// A tenant's functions, by name.
     pub(crate) fn list(&self, tenant: &str) -> Vec<Arc<Function>> {
-        self.lock().values().filter(|function| function.tenant == tenant).cloned().collect()
+        self.lock().functions.values().filter(|function| function.tenant == tenant).cloned().collect()
+    }
+
+    /// Whose URL has this id: the function, what of it is meant, and the URL's settings.
+    pub(crate) fn find_url(&self, id: &str) -> Option<(Arc<Function>, Option<Qualifier>, UrlConfig)> {
+        let state = self.lock();
+        let function = state.functions.get(state.urls.get(id)?)?;
+        let (qualifier, config) = function.urls.iter().find(|(_, config)| config.id == id)?;
+        let qualifier = Qualifier::parse(qualifier).ok().filter(|qualifier| *qualifier != Qualifier::Latest);
+        Some((Arc::clone(function), qualifier, config.clone()))
     }
 
     /// Everybody's.
     pub(crate) fn all(&self) -> Vec<Arc<Function>> {
-        self.lock().values().cloned().collect()
+        self.lock().functions.values().cloned().collect()
     }
 
     /// Makes a function.
@@ -77,12 +103,12 @@ impl Registry {
     pub(crate) fn create(&self, function: Function) -> Result<Arc<Function>, ApiError> {
         let mut functions = self.lock();
         let place = (function.tenant.clone(), function.name.clone());
-        if functions.contains_key(&place) {
+        if functions.functions.contains_key(&place) {
             return Err(ApiError::conflict(format!("Function already exist: {}", function.name)));
         }
         let function = Arc::new(function);
         self.write(&function)?;
-        functions.insert(place, Arc::clone(&function));
+        functions.put(&function);
         Ok(function)
     }
 
@@ -97,13 +123,14 @@ impl Registry {
         change: impl FnOnce(&mut Function) -> Result<T, ApiError>,
     ) -> Result<(Arc<Function>, T), ApiError> {
         let mut functions = self.lock();
-        let entry = functions.get_mut(&(tenant.to_owned(), name.to_owned()));
+        let entry = functions.functions.get(&(tenant.to_owned(), name.to_owned()));
         let entry = entry.ok_or_else(|| ApiError::not_found(format!("Function not found: {name}")))?;
         let mut function = Function::clone(entry);
         let result = change(&mut function)?;
         self.write(&function)?;
-        *entry = Arc::new(function);
-        Ok((Arc::clone(entry), result))
+        let function = Arc::new(function);
+        functions.put(&function);
+        Ok((function, result))
     }
 
     /// Removes a function.
@@ -113,13 +140,16 @@ impl Registry {
     pub(crate) fn remove(&self, tenant: &str, name: &str) -> Result<Arc<Function>, ApiError> {
         let mut functions = self.lock();
         let place = (tenant.to_owned(), name.to_owned());
-        if !functions.contains_key(&place) {
+        if !functions.functions.contains_key(&place) {
             return Err(ApiError::not_found(format!("Function not found: {name}")));
         }
         let begun = self.database.begin_write().map_err(broken)?;
         begun.open_table(FUNCTIONS).map_err(broken)?.remove(key(tenant, name).as_str()).map_err(broken)?;
         begun.commit().map_err(broken)?;
-        functions.remove(&place).ok_or_else(|| ApiError::not_found(format!("Function not found: {name}")))
+        let removed = functions.functions.remove(&place);
+        let removed = removed.ok_or_else(|| ApiError::not_found(format!("Function not found: {name}")))?;
+        removed.urls.values().for_each(|url| drop(functions.urls.remove(&url.id)));
+        Ok(removed)
     }
 
     fn write(&self, function: &Function) -> Result<(), ApiError> {

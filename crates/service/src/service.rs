@@ -26,6 +26,7 @@ use crate::model::{Version, new_id};
 use crate::placement::{Machine, Wanted};
 use crate::publishing;
 use crate::registry::Registry;
+use crate::url::UrlBase;
 
 /// A key that callers sign with.
 #[derive(Clone)]
@@ -75,6 +76,8 @@ pub struct ServiceOptions {
     pub destinations: Option<PathBuf>,
     /// Whether records of events may be sent to addresses: this machine reaches what callers may not.
     pub allows_http_destinations: bool,
+    /// What URLs of functions begin and end with.
+    pub urls: UrlBase,
     /// How this program is to be set up when it publishes: variables, as it reads them.
     pub environment: Vec<(String, String)>,
 }
@@ -82,6 +85,8 @@ pub struct ServiceOptions {
 /// A part of an answer.
 #[derive(Debug)]
 pub(crate) enum Piece {
+    /// It begins with the head of an answer of HTTP.
+    Http,
     /// More of it.
     Data(Bytes),
     /// Its end.
@@ -505,6 +510,7 @@ impl Service {
                 }
                 self.answer(&id, piece).await;
             }
+            FromHost::Http { id } => self.answer(&id, Piece::Http).await,
             FromHost::Failed { id, kind, tail } => {
                 self.is_done(host, &id);
                 self.answer(&id, Piece::Failed { kind, body, tail }).await;

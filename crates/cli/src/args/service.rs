@@ -43,6 +43,10 @@ pub(crate) struct ServiceArgs {
     /// Let destinations be addresses: records are sent from this machine, to whatever it reaches.
     #[arg(long, hide_short_help = true)]
     pub(crate) allow_http_destinations: bool,
+    /// What function URLs end with: functions.example.org, or http://example.org:8080 without TLS; something in front of the
+    /// service passes them on with their host [default: http://localhost with the port of --listen].
+    #[arg(long, value_name = "DOMAIN", value_parser = snowmelt_service::UrlBase::parse, hide_short_help = true)]
+    pub(crate) url_domain: Option<snowmelt_service::UrlBase>,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,

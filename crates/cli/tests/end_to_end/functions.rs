@@ -1,6 +1,8 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
 mod harness;
+mod publishing;
+mod urls;
 
 use self::harness::Service;
 use crate::world::World;
@@ -233,7 +235,7 @@ refused("InvalidRuntimeException", lambda: invoke({}, name="broken"), "/nowhere"
 refused("ResourceNotFoundException", lambda: client.get_function(FunctionName="nobody"), "nobody")
 refused("InvalidRequestContentException", lambda: client.invoke(FunctionName="broken", Payload=b"{"))
 refused("RequestTooLargeException", lambda: client.invoke(FunctionName="broken", Payload=b'"' + b"x" * (6 << 20) + b'"'))
-refused("NotImplementedException", lambda: client.list_layers(), "ListLayers")
+refused("NotImplementedException", lambda: client.get_layer_version(LayerName="x", VersionNumber=1), "GetLayerVersion")
 import urllib.request, urllib.error
 def status(path, **headers):
     try:

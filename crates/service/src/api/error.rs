@@ -21,6 +21,7 @@ enum Kind {
     InvalidSignature,
     MissingAuthenticationToken,
     NotImplemented,
+    PolicyLengthExceeded,
     PreconditionFailed,
     RequestTooLarge,
     ResourceConflict,
@@ -42,6 +43,7 @@ impl Kind {
             Self::InvalidSignature => ("InvalidSignatureException", 403, false),
             Self::MissingAuthenticationToken => ("MissingAuthenticationTokenException", 403, false),
             Self::NotImplemented => ("NotImplementedException", 501, true),
+            Self::PolicyLengthExceeded => ("PolicyLengthExceededException", 400, false),
             Self::PreconditionFailed => ("PreconditionFailedException", 412, false),
             Self::RequestTooLarge => ("RequestTooLargeException", 413, false),
             Self::ResourceConflict => ("ResourceConflictException", 409, false),
@@ -79,6 +81,8 @@ constructors! {
     not_signed => MissingAuthenticationToken;
     /// AWS has this and we do not.
     not_implemented => NotImplemented;
+    /// A policy has too much in it.
+    policy_too_long => PolicyLengthExceeded;
     /// It is not as the caller took it to be.
     precondition => PreconditionFailed;
     /// The body is too long.

@@ -119,6 +119,7 @@ impl Act<'_> {
         let (function, name) = (self.name_alone()?, self.alias_name()?);
         self.service.registry.change(&self.input.tenant, &function, |function| {
             function.aliases.remove(&name);
+            function.forget(&name);
             Ok(())
         })?;
         Ok(Success::no_content())

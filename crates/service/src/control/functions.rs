@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Act, Success, settings};
 use crate::api::ApiError;
+use crate::events::check_destination;
 use crate::model::{Code, Function, State, Update, Version, new_id};
 use crate::{FunctionName, Qualifier};
 
@@ -41,6 +42,14 @@ impl Act<'_> {
             )));
         }
         Ok(())
+    }
+
+    /// That what could not be run can be sent to where it is to be sent.
+    fn check_dead_letter(&self) -> Result<(), ApiError> {
+        match settings::dead_letter(self.input)?.filter(|target| !target.is_empty()) {
+            Some(target) => check_destination(self.service, &self.input.tenant, "DeadLetterConfig", &target),
+            None => Ok(()),
+        }
     }
 
     /// That nobody has changed it since the caller looked.
@@ -85,19 +94,18 @@ impl Act<'_> {
             Some(tags) => super::input::texts(tags, "tag")?,
         };
         check_tags(&tags)?;
+        let settings = settings::new(input)?;
+        self.check_dead_letter()?;
         let latest = Version {
             code: Code { image_uri: uri.clone(), image: None, manifest: None, bytes: 0 },
             wanted: Some(uri),
-            settings: settings::new(input)?,
+            settings,
             state: State::Pending,
             last_update: Update::InProgress,
             modified: Utc::now(),
             revision: new_id(),
         };
-        if input.flag("Publish")? {
-            return Err(ApiError::invalid("Publish: call PublishVersion once the function is Active"));
-        }
-        let function = Function {
+        let mut function = Function {
             tenant: input.tenant.clone(),
             name,
             latest,
@@ -105,12 +113,26 @@ impl Act<'_> {
             aliases: BTreeMap::new(),
             tags,
             event_configs: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            urls: BTreeMap::new(),
             reserved_concurrency: None,
             next_version: 1,
+            allows_recursion: false,
         };
+        let number = input.flag("Publish")?.then(|| function.add_version(function.latest.clone()));
         let function = self.service.registry.create(function)?;
         self.service.publish(&function);
-        Ok(Success::created(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+        Ok(Success::created(self.published(&function, number)?))
+    }
+
+    /// The version that was just made, or `$LATEST`.
+    fn published(&self, function: &Function, number: Option<u64>) -> Result<Value, ApiError> {
+        let Some(number) = number.map(Qualifier::Version) else {
+            return Ok(self.configuration(function, &function.latest, &Qualifier::Latest, None));
+        };
+        let found = function.resolve(Some(&number), 0.0);
+        let (_, version) = found.ok_or_else(|| ApiError::service("a version is gone that was just made"))?;
+        Ok(self.configuration(function, version, &number, Some(&number)))
     }
 
     pub(super) fn configuration(
@@ -123,7 +145,7 @@ impl Act<'_> {
         function.configuration(self.place(), version, number, asked)
     }
 
-    fn resolved(&self) -> Result<(std::sync::Arc<Function>, FunctionName), ApiError> {
+    pub(super) fn resolved(&self) -> Result<(std::sync::Arc<Function>, FunctionName), ApiError> {
         let named = self.named()?;
         let function = self.find(&named.name)?;
         if function.resolve(named.qualifier.as_ref(), 1.0).is_none() {
@@ -203,6 +225,7 @@ impl Act<'_> {
                     if !users.is_empty() {
                         return Err(ApiError::conflict(format!("Version {number} is used by the aliases {users:?}")));
                     }
+                    function.forget(&number.to_string());
                     Ok(function.versions.remove(number))
                 })?;
                 let image = removed.and_then(|removed| removed.code.image);
@@ -233,16 +256,13 @@ impl Act<'_> {
         let name = self.name_alone()?;
         let uri = settings::image_uri(&self.input.body)?;
         self.check_source(&uri)?;
-        let is_dry = self.input.flag("DryRun")?;
-        if self.input.flag("Publish")? {
-            return Err(ApiError::invalid("Publish: call PublishVersion once the update is Successful"));
-        }
+        let (is_dry, is_published) = (self.input.flag("DryRun")?, self.input.flag("Publish")?);
         let found = self.find(&name)?;
         if is_dry {
             self.check_revision(&found.latest)?;
             return Ok(Success::ok(self.configuration(&found, &found.latest, &Qualifier::Latest, None)));
         }
-        let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
+        let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
             let latest = &mut function.latest;
@@ -251,14 +271,17 @@ impl Act<'_> {
             latest.wanted = Some(uri);
             latest.last_update = Update::InProgress;
             latest.modified = Utc::now();
-            Ok(())
+            // Its version has no code until then.
+            let version = Version { state: State::Pending, ..latest.clone() };
+            Ok(is_published.then(|| function.add_version(version)))
         })?;
         self.service.publish(&function);
-        Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+        Ok(Success::ok(self.published(&function, number)?))
     }
 
     pub(super) fn update_configuration(&self) -> Result<Success, ApiError> {
         let name = self.name_alone()?;
+        self.check_dead_letter()?;
         let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
@@ -291,16 +314,9 @@ impl Act<'_> {
             {
                 return Ok(*number);
             }
-            version.revision = new_id();
-            let number = function.next_version;
-            function.next_version += 1;
-            function.versions.insert(number, version);
-            Ok(number)
+            Ok(function.add_version(version))
         })?;
-        let number = Qualifier::Version(number);
-        let found = function.resolve(Some(&number), 0.0);
-        let (_, version) = found.ok_or_else(|| ApiError::service("a version is gone that was just made"))?;
-        Ok(Success::created(self.configuration(&function, version, &number, Some(&number))))
+        Ok(Success::created(self.published(&function, Some(number))?))
     }
 
     pub(super) fn list_versions(&self) -> Result<Success, ApiError> {

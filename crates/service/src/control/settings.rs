@@ -46,6 +46,7 @@ pub(super) fn new(input: &Input) -> Result<Settings, ApiError> {
         environment: BTreeMap::new(),
         image_config: ImageConfig::default(),
         architecture: own_architecture().into(),
+        dead_letter: None,
     };
     architecture(input, &mut settings)?;
     change(input, &mut settings)?;
@@ -86,7 +87,16 @@ pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiEr
     if let Some(image_config) = input.object("ImageConfig")? {
         settings.image_config = image(image_config)?;
     }
+    if let Some(target) = dead_letter(input)? {
+        settings.dead_letter = Some(target).filter(|target| !target.is_empty());
+    }
     Ok(())
+}
+
+/// Where events are to go that cannot be run: an empty text where that is to be nowhere.
+pub(super) fn dead_letter(input: &Input) -> Result<Option<String>, ApiError> {
+    let Some(config) = input.object("DeadLetterConfig")? else { return Ok(None) };
+    Ok(Some(text(config, "TargetArn")?.unwrap_or_default()))
 }
 
 fn variables(environment: &Map<String, Value>) -> Result<BTreeMap<String, String>, ApiError> {
@@ -179,11 +189,24 @@ fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
         "CapacityProviderConfig",
         "DurableConfig",
         "AcceleratorConfig",
-        "DeadLetterConfig",
         "KMSKeyArn",
+        "RuntimeConfig",
+        "PublishTo",
     ] {
         if body.get(name).is_some_and(|value| !is_empty(value)) {
             return Err(ApiError::invalid(format!("{name} is not supported: leave it out (docs/lambda-api.md)")));
+        }
+    }
+    // Logs are one file for each function, as it writes them.
+    if let Some(Value::Object(logging)) = body.get("LoggingConfig") {
+        let is_own = |group: &str| group.starts_with("/aws/lambda/");
+        let text = |name: &str| logging.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let is_text = text("LogFormat").is_none_or(|format| format == "Text");
+        let has_level = text("ApplicationLogLevel").is_some() || text("SystemLogLevel").is_some();
+        if !is_text || has_level || text("LogGroup").is_some_and(|group| !is_own(group)) {
+            return Err(ApiError::invalid(
+                "LoggingConfig: only the LogFormat Text and the function's own LogGroup are supported, without levels (docs/lambda-api.md)",
+            ));
         }
     }
     Ok(())

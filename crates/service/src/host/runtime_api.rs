@@ -23,6 +23,8 @@ const PREFIX: &str = "/2018-06-01/runtime/";
 const MOST_HEADERS: usize = 4 << 20;
 /// One that is streamed.
 const MOST_STREAMED: usize = 200 << 20;
+/// The type of an answer that begins with a status and headers.
+const HTTP_ANSWER: &str = "application/vnd.awslambda.http-integration-response";
 /// Connections at once: a runtime has one, and extensions and libraries a few.
 const MOST_CONNECTIONS: usize = 32;
 /// Descriptions of errors.
@@ -128,6 +130,9 @@ fn header(headers: &HeaderMap, name: &str) -> Option<String> {
 async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) -> Answer {
     if !shared.is_at(id) {
         return not_at_it(id);
+    }
+    if header(request.headers(), "content-type").as_deref() == Some(HTTP_ANSWER) {
+        shared.answer(FromHost::Http { id: id.to_owned() }, Bytes::new()).await;
     }
     if header(request.headers(), "lambda-runtime-function-response-mode").as_deref() == Some("streaming") {
         return stream(shared, id, request.into_body()).await;
