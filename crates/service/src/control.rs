@@ -1,6 +1,7 @@
 //! The control API's actions on functions.
 
 mod aliases;
+mod code;
 mod events;
 mod functions;
 mod input;
@@ -85,9 +86,7 @@ pub(crate) fn act(service: &Arc<Service>, action: &str, input: &Input) -> Result
         "ListLayers" => Ok(Act::nothing("Layers")),
         "ListLayerVersions" => Ok(Act::nothing("LayerVersions")),
         "ListCodeSigningConfigs" => Ok(Act::nothing("CodeSigningConfigs")),
-        "GetFunctionCodeSigningConfig" => {
-            Err(ApiError::invalid("Code signing is not supported for functions created with container images."))
-        }
+        "GetFunctionCodeSigningConfig" => act.get_code_signing(),
         other => Err(ApiError::not_implemented(format!(
             "{other} is an action of AWS Lambda that snowmelt does not have: docs/lambda-api.md lists those that it has"
         ))),

@@ -20,6 +20,7 @@ mod link;
 mod logs;
 mod model;
 mod name;
+mod package;
 mod placement;
 mod policy;
 mod publishing;

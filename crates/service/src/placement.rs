@@ -55,6 +55,7 @@ impl Machine {
 
     fn host_config(&self, wanted: &Wanted<'_>) -> HostConfig {
         let settings = &wanted.version.settings;
+        let command = wanted.version.command();
         let mut agent = self.agent.clone();
         wanted.tenant.clone_into(&mut agent.tenant);
         // All that can be written is /tmp.
@@ -65,9 +66,9 @@ impl Machine {
             agent,
             state: self.state.clone(),
             image: wanted.version.code.image.clone().unwrap_or_default(),
-            entry_point: settings.image_config.entry_point.clone(),
-            command: settings.image_config.command.clone(),
-            working_directory: settings.image_config.working_directory.clone(),
+            entry_point: command.entry_point,
+            command: command.command,
+            working_directory: command.working_directory,
             environment: self.environment(wanted),
             cpus: (f64::from(settings.memory) / MEMORY_OF_A_CORE).clamp(0.1, 6.0),
             version: wanted.number.to_owned(),
@@ -97,8 +98,12 @@ impl Machine {
             set(name, value);
         }
         // The command is the handler, as in Lambda's own base images.
-        if let Some(handler) = settings.image_config.command.first() {
+        let handler = settings.handler.as_ref().or(settings.image_config.command.first());
+        if let Some(handler) = handler {
             set("_HANDLER", handler);
+        }
+        if let Some(package) = wanted.version.package() {
+            set("AWS_EXECUTION_ENV", &format!("AWS_Lambda_{}", package.runtime));
         }
         all
     }

@@ -1,5 +1,6 @@
 //! The API over HTTP.
 
+mod packages;
 mod streaming;
 mod urls;
 
@@ -33,6 +34,10 @@ const MOST_PAYLOAD: usize = 6 * 1024 * 1024;
 const MOST_EVENT: usize = 1024 * 1024;
 /// Bodies of the other actions.
 const MOST_BODY: usize = 1 << 20;
+/// Of those that bring a package, in base64: as AWS has it.
+const MOST_PACKAGE_BODY: usize = 70_167_211;
+/// Such bodies at once: each is in memory three times.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(2);
 /// Parts of a stream that wait for who reads it.
 const MOST_STREAMED_PARTS: usize = 4;
 /// Connections at once, and how long a head and a body may take.
@@ -141,27 +146,39 @@ async fn handle(service: &Arc<Service>, head: &Parts, body: Incoming) -> Result<
     let headers = headers_of(head);
     let (method, path, query) = (head.method.as_str(), head.uri.path(), head.uri.query().unwrap_or(""));
     let signed = |body| Signed { method, path, query, headers: &headers, body };
+    if let (Some(place), "GET") = (path.strip_prefix(packages::PREFIX), method) {
+        return packages::fetch(service, place, query).await;
+    }
     // Who has no key is not listened to for longer than that takes.
     let caller = Caller::find(service, &signed(&[]))?;
     let route = api::find(method, path, query)
         .ok_or_else(|| ApiError::unknown_operation(format!("AWS Lambda has no {method} {path}")))?;
     let is_invocation = matches!(route.action, "Invoke" | "InvokeWithResponseStream");
-    let most = if is_invocation { MOST_PAYLOAD } else { MOST_BODY };
+    let most = match route.action {
+        _ if is_invocation => MOST_PAYLOAD,
+        "CreateFunction" | "UpdateFunctionCode" => MOST_PACKAGE_BODY,
+        _ => MOST_BODY,
+    };
+    let is_large = most == MOST_PACKAGE_BODY
+        && hyper::body::Body::size_hint(&body).upper().is_none_or(|size| size > MOST_BODY as u64);
+    let _room = if is_large { LARGE_BODIES.acquire().await.ok() } else { None };
     let body = read_body(body, most, route.action).await?;
     let tenant = caller.verify(&signed(&body))?;
     let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
+    let base = format!("{}://{}", header("x-forwarded-proto").unwrap_or("http"), header("host").unwrap_or("localhost"));
+    let (path, query) = (route.parameters, api::query_values(query));
+    let mut input = Input { tenant, base, path, query, body: serde_json::Map::new() };
     if is_invocation {
         let is_streamed = route.action != "Invoke";
-        let input =
-            Input { tenant, path: route.parameters, query: api::query_values(query), body: serde_json::Map::new() };
         return invoke(service, &input, header, body, is_streamed).await;
     }
-    let input = Input { tenant, path: route.parameters, query: api::query_values(query), body: Input::body(&body)? };
     // It is written to the disk, which takes its time.
     let (service, action) = (Arc::clone(service), route.action);
     let handle = tokio::runtime::Handle::current();
     let acted = tokio::task::spawn_blocking(move || {
         let _context = handle.enter();
+        input.body = Input::body(&body)?;
+        drop(body);
         act(&service, action, &input)
     });
     let acted = acted.await.unwrap_or_else(|_| Err(ApiError::service("it was given up: this is a bug")));

@@ -23,6 +23,7 @@ use crate::journal::Journal;
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
 use crate::model::{Version, new_id};
+use crate::package::Packages;
 use crate::placement::{Machine, Wanted};
 use crate::publishing;
 use crate::registry::Registry;
@@ -76,6 +77,8 @@ pub struct ServiceOptions {
     pub destinations: Option<PathBuf>,
     /// Whether records of events may be sent to addresses: this machine reaches what callers may not.
     pub allows_http_destinations: bool,
+    /// Images that packages run on, by the names of their runtimes.
+    pub runtimes: BTreeMap<String, String>,
     /// What URLs of functions begin and end with.
     pub urls: UrlBase,
     /// How this program is to be set up when it publishes: variables, as it reads them.
@@ -120,6 +123,9 @@ pub struct Service {
     pub(crate) assignment: Assignment,
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
+    pub(crate) packages: Packages,
+    /// What signs addresses that packages are fetched from, while this service is there.
+    pub(crate) address_key: [u8; 32],
     /// Of its folder, and of the state directory: hosts come to one service.
     _locks: [Flock<File>; 2],
     machine: Machine,
@@ -164,6 +170,9 @@ impl Service {
         let limits =
             Limits { account_concurrency: options.account_concurrency, burst: options.burst, idle: options.idle };
         let logs = Logs::new(&options.folder.join("logs"));
+        let packages = Packages::new(&options.folder.join("packages"));
+        let mut address_key = [0; 32];
+        getrandom::fill(&mut address_key)?;
         let service = Arc::new(Self {
             options,
             _locks: locks,
@@ -172,6 +181,8 @@ impl Service {
             assignment: Assignment::default(),
             limits,
             logs,
+            packages,
+            address_key,
             machine,
             journal,
             background: Mutex::default(),

@@ -82,6 +82,7 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
         retry_after: args.retry_after.0,
         destinations: args.destinations.as_deref().map(absolute).transpose()?,
         allows_http_destinations: args.allow_http_destinations,
+        runtimes: args.runtime.iter().cloned().collect(),
         urls: args.url_domain.clone().unwrap_or_else(|| UrlBase {
             scheme: "http".into(),
             domain: "localhost".into(),

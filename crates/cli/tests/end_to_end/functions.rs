@@ -1,6 +1,7 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
 mod harness;
+mod packages;
 mod publishing;
 mod urls;
 
@@ -216,7 +217,7 @@ bad("MemorySize", "128 to 10240", MemorySize=64)
 bad("Size", EphemeralStorage={"Size": 10})
 bad("reserved keys", "AWS_REGION", Environment={"Variables": {"AWS_REGION": "x"}})
 bad("4096", Environment={"Variables": {"A1": "x" * 5000}})
-bad("Zip", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
+bad("--runtime python3.12=IMAGE", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
 bad("VpcConfig", "not supported", VpcConfig={"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]})
 bad("Architectures", Architectures=["arm64" if os.uname().machine == "x86_64" else "x86_64"])
 bad("names no function", FunctionName="a b")

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use super::code::GivenCode;
 use super::{Act, Success, settings};
 use crate::api::ApiError;
 use crate::events::check_destination;
-use crate::model::{Code, Function, State, Update, Version, new_id};
+use crate::model::{Code, Function, Source, State, Update, Version, new_id};
 use crate::{FunctionName, Qualifier};
 
 /// Tags of a function.
@@ -31,17 +32,6 @@ impl Act<'_> {
     pub(super) fn find(&self, name: &str) -> Result<std::sync::Arc<Function>, ApiError> {
         let missing = || ApiError::not_found(format!("Function not found: {}", self.place().arn(name, None)));
         self.service.registry.find(&self.input.tenant, name).ok_or_else(missing)
-    }
-
-    fn check_source(&self, uri: &str) -> Result<(), ApiError> {
-        let is_local =
-            ["oci:", "oci-archive:", "docker-archive:", "dir:", "/", "."].iter().any(|start| uri.starts_with(start));
-        if is_local && !self.service.options.allows_local_images {
-            return Err(ApiError::invalid(format!(
-                "ImageUri {uri:?}: images from files of this machine are not allowed: `snowmelt serve --allow-local-images` allows them"
-            )));
-        }
-        Ok(())
     }
 
     /// That what could not be run can be sent to where it is to be sent.
@@ -76,19 +66,8 @@ impl Act<'_> {
     pub(super) fn create_function(&self) -> Result<Success, ApiError> {
         let input = self.input;
         let name = FunctionName::parse(&input.needed("FunctionName")?, self.place())?.unqualified()?;
-        if input.text("PackageType")?.as_deref() != Some("Image") {
-            return Err(ApiError::invalid(
-                "PackageType must be Image: packages of type Zip are not supported (docs/lambda-api.md)",
-            ));
-        }
-        for unfit in ["Runtime", "Handler"] {
-            if input.body.contains_key(unfit) {
-                return Err(ApiError::invalid(format!("{unfit} is for packages of type Zip: leave it out for images")));
-            }
-        }
         let code = input.object("Code")?.ok_or_else(|| super::input::missing("Code"))?;
-        let uri = settings::image_uri(code)?;
-        self.check_source(&uri)?;
+        let given = self.given_code(code, None)?;
         let tags = match input.object("Tags")? {
             None => BTreeMap::new(),
             Some(tags) => super::input::texts(tags, "tag")?,
@@ -96,9 +75,18 @@ impl Act<'_> {
         check_tags(&tags)?;
         let settings = settings::new(input)?;
         self.check_dead_letter()?;
+        let turn = self.service.packages.turn();
+        if self.service.registry.find(&input.tenant, &name).is_some() {
+            return Err(ApiError::conflict(format!("Function already exist: {name}")));
+        }
+        let source = self.keep(&turn, &name, given)?;
+        let uri = match &source {
+            Source::Image(uri) => uri.clone(),
+            Source::Package(_) => String::new(),
+        };
         let latest = Version {
-            code: Code { image_uri: uri.clone(), image: None, manifest: None, bytes: 0 },
-            wanted: Some(uri),
+            code: Code { image_uri: uri, image: None, manifest: None, bytes: 0, package: None },
+            wanted: Some(source),
             settings,
             state: State::Pending,
             last_update: Update::InProgress,
@@ -121,6 +109,7 @@ impl Act<'_> {
         };
         let number = input.flag("Publish")?.then(|| function.add_version(function.latest.clone()));
         let function = self.service.registry.create(function)?;
+        drop(turn);
         self.service.publish(&function);
         Ok(Success::created(self.published(&function, number)?))
     }
@@ -166,10 +155,7 @@ impl Act<'_> {
         let (function, named) = self.resolved()?;
         let found = function.resolve(named.qualifier.as_ref(), 1.0);
         let (number, version) = found.ok_or_else(|| ApiError::not_found("Function not found"))?;
-        let mut code = json!({ "RepositoryType": "ECR", "ImageUri": version.code.image_uri });
-        if let Some(manifest) = &version.code.manifest {
-            code["ResolvedImageUri"] = json!(format!("{}@sha256:{manifest}", version.code.image_uri));
-        }
+        let code = self.show_code(&function, version);
         let mut all = json!({
             "Configuration": self.configuration(&function, version, &number, named.qualifier.as_ref()),
             "Code": code,
@@ -246,6 +232,7 @@ impl Act<'_> {
         let (service, tenant, function) =
             (std::sync::Arc::clone(self.service), self.input.tenant.clone(), function.to_owned());
         self.service.in_background(async move {
+            service.remove_unused_packages(&tenant, &function).await;
             for image in images {
                 service.remove_unused(&tenant, &function, &image).await;
             }
@@ -254,27 +241,36 @@ impl Act<'_> {
 
     pub(super) fn update_code(&self) -> Result<Success, ApiError> {
         let name = self.name_alone()?;
-        let uri = settings::image_uri(&self.input.body)?;
-        self.check_source(&uri)?;
+        settings::refuse_what_is_not_there(&self.input.body)?;
         let (is_dry, is_published) = (self.input.flag("DryRun")?, self.input.flag("Publish")?);
         let found = self.find(&name)?;
+        let given = self.given_code(&self.input.body, Some(&found.latest))?;
         if is_dry {
             self.check_revision(&found.latest)?;
-            return Ok(Success::ok(self.configuration(&found, &found.latest, &Qualifier::Latest, None)));
+            let mut dry = found.latest.clone();
+            if let GivenCode::Package { package, .. } = given {
+                dry.wanted = Some(Source::Package(package));
+            }
+            return Ok(Success::ok(self.configuration(&found, &dry, &Qualifier::Latest, None)));
         }
+        // Those that would be refused are not kept.
+        self.check_idle(&found)?;
+        let turn = self.service.packages.turn();
+        let source = self.keep(&turn, &name, given)?;
         let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
             let latest = &mut function.latest;
             settings::architecture(self.input, &mut latest.settings)?;
             // What runs goes on with the image that it has, until the new one is there.
-            latest.wanted = Some(uri);
+            latest.wanted = Some(source);
             latest.last_update = Update::InProgress;
             latest.modified = Utc::now();
             // Its version has no code until then.
             let version = Version { state: State::Pending, ..latest.clone() };
             Ok(is_published.then(|| function.add_version(version)))
         })?;
+        drop(turn);
         self.service.publish(&function);
         Ok(Success::ok(self.published(&function, number)?))
     }
@@ -286,10 +282,13 @@ impl Act<'_> {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
             settings::change(self.input, &mut function.latest.settings)?;
+            self.change_package(&mut function.latest)?;
             function.latest.modified = Utc::now();
             function.latest.revision = new_id();
             Ok(())
         })?;
+        // Where its runtime is another one now.
+        self.service.publish(&function);
         Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
     }
 
@@ -300,7 +299,7 @@ impl Act<'_> {
         let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
-            if code_sha.as_ref().is_some_and(|code| function.latest.code.manifest.as_ref() != Some(code)) {
+            if code_sha.as_ref().is_some_and(|code| function.latest.code_sha256() != *code) {
                 return Err(ApiError::invalid("CodeSha256 does not match that of $LATEST"));
             }
             let mut version = function.latest.clone();

@@ -21,6 +21,16 @@ impl Act<'_> {
         Ok(Self::nothing("EventSourceMappings"))
     }
 
+    pub(super) fn get_code_signing(&self) -> Result<Success, ApiError> {
+        let function = self.find(&self.name_alone()?)?;
+        if function.latest.package().is_none() {
+            return Err(ApiError::invalid(
+                "Code signing is not supported for functions created with container images.",
+            ));
+        }
+        Ok(Success::ok(json!({ "FunctionName": function.name, "CodeSigningConfigArn": "" })))
+    }
+
     pub(super) fn get_recursion_config(&self) -> Result<Success, ApiError> {
         let function = self.find(&self.name_alone()?)?;
         Ok(Success::ok(show_recursion(function.allows_recursion)))

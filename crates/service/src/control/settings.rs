@@ -46,6 +46,7 @@ pub(super) fn new(input: &Input) -> Result<Settings, ApiError> {
         environment: BTreeMap::new(),
         image_config: ImageConfig::default(),
         architecture: own_architecture().into(),
+        handler: None,
         dead_letter: None,
     };
     architecture(input, &mut settings)?;
@@ -86,6 +87,14 @@ pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiEr
     }
     if let Some(image_config) = input.object("ImageConfig")? {
         settings.image_config = image(image_config)?;
+    }
+    if let Some(handler) = input.text("Handler")?.filter(|handler| !handler.is_empty()) {
+        if handler.len() > 128 || handler.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(ApiError::invalid(format!(
+                "Handler {handler:?}: expected up to 128 characters without blanks"
+            )));
+        }
+        settings.handler = Some(handler);
     }
     if let Some(target) = dead_letter(input)? {
         settings.dead_letter = Some(target).filter(|target| !target.is_empty());
@@ -165,7 +174,7 @@ pub(super) fn architecture(input: &Input, settings: &mut Settings) -> Result<(),
 }
 
 /// What AWS has and we do not must not be taken for done.
-fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
+pub(super) fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(all) => all.is_empty(),
@@ -215,9 +224,7 @@ fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
 /// The image that a request names.
 pub(super) fn image_uri(code: &Map<String, Value>) -> Result<String, ApiError> {
     if let Some(other) = ["ZipFile", "S3Bucket", "S3Key"].iter().find(|name| code.contains_key(**name)) {
-        return Err(ApiError::invalid(format!(
-            "{other}: packages of type Zip are not supported, give ImageUri (docs/lambda-api.md)"
-        )));
+        return Err(ApiError::invalid(format!("{other} is for functions of PackageType Zip: give ImageUri")));
     }
     let uri = text(code, "ImageUri")?.ok_or_else(|| input::missing("ImageUri"))?;
     if uri.is_empty() || uri.len() > 1024 || uri.starts_with('-') || uri.chars().any(|c| c.is_control() || c == ' ') {
