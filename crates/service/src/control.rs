@@ -2,6 +2,7 @@
 
 mod aliases;
 mod code;
+mod concurrency;
 mod events;
 mod functions;
 mod input;
@@ -79,6 +80,10 @@ pub(crate) fn act(service: &Arc<Service>, action: &str, input: &Input) -> Result
         "UpdateFunctionUrlConfig" => act.update_url(),
         "DeleteFunctionUrlConfig" => act.delete_url(),
         "ListFunctionUrlConfigs" => act.list_urls(),
+        "PutProvisionedConcurrencyConfig" => act.put_provisioned(),
+        "GetProvisionedConcurrencyConfig" => act.get_provisioned(),
+        "DeleteProvisionedConcurrencyConfig" => act.delete_provisioned(),
+        "ListProvisionedConcurrencyConfigs" => act.list_provisioned(),
         "GetFunctionRecursionConfig" => act.get_recursion_config(),
         "PutFunctionRecursionConfig" => act.put_recursion_config(),
         "GetRuntimeManagementConfig" => act.get_runtime_management(),

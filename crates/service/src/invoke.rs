@@ -134,7 +134,7 @@ impl Service {
         let mut pieces = self.expect(&id);
         // A sandbox may go in the moment that it is given.
         let (host, deadline) = loop {
-            let host = match self.assigned(&key, function, version).await? {
+            let host = match self.assigned(&key, version).await? {
                 Ok(host) => host,
                 Err(StartFailure { payload }) => return Ok(failed(payload)),
             };
@@ -209,20 +209,15 @@ impl Service {
     }
 
     /// Waits for a sandbox.
-    async fn assigned(
-        self: &Arc<Self>,
-        key: &Key,
-        function: &Function,
-        version: &Version,
-    ) -> Result<Result<Host, StartFailure>, ApiError> {
+    async fn assigned(self: &Arc<Self>, key: &Key, version: &Version) -> Result<Result<Host, StartFailure>, ApiError> {
         if self.is_closing() {
             return Err(ApiError::service("the service is ending: try again"));
         }
-        match self.assignment.acquire(key, function.reserved_concurrency, &self.limits, Instant::now())? {
+        match self.assignment.acquire(key, &self.limits, Instant::now())? {
             Got::Warm(host) => Ok(Ok(host)),
             Got::Later(waiting, wish) => {
                 if wish == Wish::Start {
-                    self.start_sandbox(key.clone(), version.clone());
+                    self.start_sandbox(key.clone(), version.clone(), false);
                 }
                 waiting.await.map_err(|_| ApiError::service("no sandbox came"))
             }

@@ -23,6 +23,7 @@ mod name;
 mod package;
 mod placement;
 mod policy;
+mod provisioning;
 mod publishing;
 mod registry;
 mod server;

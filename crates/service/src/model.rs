@@ -35,6 +35,9 @@ pub(crate) struct Function {
     /// Its URLs, by qualifier.
     #[serde(default)]
     pub(crate) urls: BTreeMap<String, UrlConfig>,
+    /// How many sandboxes are kept, by qualifier.
+    #[serde(default)]
+    pub(crate) provisioned: BTreeMap<String, Provisioned>,
     /// Of all versions together.
     pub(crate) reserved_concurrency: Option<u32>,
     /// The next number to be given: numbers are not given twice.
@@ -138,6 +141,13 @@ pub(crate) enum Update {
     Failed { code: String, reason: String },
 }
 
+/// How many sandboxes of a version are kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Provisioned {
+    pub(crate) requested: u32,
+    pub(crate) modified: DateTime<Utc>,
+}
+
 /// A name for a version, or for two by weight.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Alias {
@@ -236,11 +246,45 @@ impl Function {
         number
     }
 
+    /// The version that a qualifier means before all others.
+    pub(crate) fn resolve_first(&self, qualifier: &Qualifier) -> Option<(Qualifier, &Version)> {
+        match qualifier {
+            Qualifier::Alias(name) => self.resolve(Some(&self.aliases.get(name)?.version), 0.0),
+            other => self.resolve(Some(other), 0.0),
+        }
+    }
+
+    /// How many sandboxes are kept of which versions.
+    pub(crate) fn provisioned_versions(&self) -> BTreeMap<Qualifier, u32> {
+        let mut all = BTreeMap::new();
+        for (qualifier, provisioned) in &self.provisioned {
+            let Ok(qualifier) = Qualifier::parse(qualifier) else { continue };
+            if let Some((number, _)) = self.resolve_first(&qualifier) {
+                *all.entry(number).or_insert(0) += provisioned.requested;
+            }
+        }
+        all
+    }
+
+    /// Of one version.
+    pub(crate) fn provisioned_of(&self, number: &str) -> u32 {
+        if self.provisioned.is_empty() {
+            return 0;
+        }
+        Qualifier::parse(number).ok().and_then(|number| self.provisioned_versions().get(&number).copied()).unwrap_or(0)
+    }
+
+    /// Of all versions.
+    pub(crate) fn provisioned_total(&self) -> u32 {
+        self.provisioned.values().map(|provisioned| provisioned.requested).sum()
+    }
+
     /// Forgets what was set for a version or an alias that goes.
     pub(crate) fn forget(&mut self, qualifier: &str) {
         self.event_configs.remove(qualifier);
         self.policies.remove(qualifier);
         self.urls.remove(qualifier);
+        self.provisioned.remove(qualifier);
     }
 
     pub(crate) fn has_revision(&self, number: &str, revision: &str) -> bool {

@@ -33,6 +33,8 @@ pub(crate) struct Wanted<'a> {
     /// `$LATEST` or a number.
     pub(crate) number: &'a str,
     pub(crate) version: &'a Version,
+    /// Whether it is kept.
+    pub(crate) is_provisioned: bool,
 }
 
 impl Machine {
@@ -88,7 +90,8 @@ impl Machine {
         set("AWS_LAMBDA_FUNCTION_NAME", wanted.function);
         set("AWS_LAMBDA_FUNCTION_VERSION", wanted.number);
         set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &settings.memory.to_string());
-        set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
+        let begun = if wanted.is_provisioned { "provisioned-concurrency" } else { "on-demand" };
+        set("AWS_LAMBDA_INITIALIZATION_TYPE", begun);
         set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{}", wanted.function));
         set("AWS_LAMBDA_LOG_STREAM_NAME", &stream);
         if !settings.environment.contains_key("TZ") {

@@ -1,6 +1,6 @@
 //! The service: functions, their sandboxes, and what goes on between them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,13 @@ use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish};
 use crate::events::{self, Events};
 use crate::hosts::{self, Came, Host, Table};
-use crate::journal::Journal;
+use crate::journal::{Journal, Sandboxes};
 use crate::link::{FromHost, ToHost};
 use crate::logs::Logs;
 use crate::model::{Version, new_id};
 use crate::package::Packages;
 use crate::placement::{Machine, Wanted};
+use crate::provisioning::Provisioning;
 use crate::publishing;
 use crate::registry::Registry;
 use crate::url::UrlBase;
@@ -101,6 +102,7 @@ pub(crate) enum Piece {
 /// A sandbox that was started.
 struct Sandbox {
     key: Key,
+    is_provisioned: bool,
     host: Option<Host>,
     /// How often its runtime has asked for an invocation, as far as it is known.
     asks: u64,
@@ -124,6 +126,7 @@ pub struct Service {
     pub(crate) limits: Limits,
     pub(crate) logs: Logs,
     pub(crate) packages: Packages,
+    pub(crate) provisioning: Provisioning,
     /// What signs addresses that packages are fetched from, while this service is there.
     pub(crate) address_key: [u8; 32],
     /// Of its folder, and of the state directory: hosts come to one service.
@@ -182,6 +185,7 @@ impl Service {
             limits,
             logs,
             packages,
+            provisioning: Provisioning::default(),
             address_key,
             machine,
             journal,
@@ -191,6 +195,9 @@ impl Service {
             is_closing: AtomicBool::new(false),
             publishing: Semaphore::new(publishing::MOST_AT_ONCE),
         });
+        for function in service.registry.all() {
+            service.set_aside(&function);
+        }
         service.expect_hosts(before);
         hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
@@ -204,10 +211,10 @@ impl Service {
     }
 
     /// Knows the sandboxes of a service before this one, whose hosts are to come soon, if they are still there.
-    fn expect_hosts(self: &Arc<Self>, before: BTreeMap<String, Key>) {
-        for (id, key) in before {
-            self.assignment.expect(&id, &key);
-            let entry = Sandbox { key, host: None, asks: 0, invocation: None, deadline: None };
+    fn expect_hosts(self: &Arc<Self>, before: Sandboxes) {
+        for (id, (key, is_provisioned)) in before {
+            self.assignment.expect(&id, &key, is_provisioned);
+            let entry = Sandbox { key, is_provisioned, host: None, asks: 0, invocation: None, deadline: None };
             self.sandboxes.lock().insert(id.clone(), entry);
             let service = Arc::downgrade(self);
             tokio::spawn(async move {
@@ -255,23 +262,24 @@ impl Service {
     }
 
     /// Starts a sandbox of this kind, in the background.
-    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version) {
+    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version, is_provisioned: bool) {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let id = new_id();
             let limit = INIT_LIMIT + Duration::from_secs(version.settings.timeout.into());
             let deadline = Some(Instant::now() + limit);
-            let entry = Sandbox { key: key.clone(), host: None, asks: 0, invocation: None, deadline };
+            let entry = Sandbox { key: key.clone(), is_provisioned, host: None, asks: 0, invocation: None, deadline };
             service.sandboxes.lock().insert(id.clone(), entry);
-            service.assignment.starting(&id, &key);
+            service.assignment.starting(&id, &key, is_provisioned);
             // Before it is there, so that none is ever there that the next service does not know.
-            service.journal.started(&id, &key);
+            service.journal.started(&id, &key, is_provisioned);
             let wanted = Wanted {
                 sandbox: &id,
                 tenant: &key.tenant,
                 function: &key.function,
                 number: &key.number,
                 version: &version,
+                is_provisioned,
             };
             match service.machine.start(&wanted).await {
                 Ok(mut child) => {
@@ -335,6 +343,9 @@ impl Service {
             sandbox.asks = number;
             sandbox.invocation = None;
             sandbox.deadline = None;
+            if sandbox.is_provisioned && number == 1 {
+                self.provisioning.succeeded(&sandbox.key);
+            }
         }
         self.assignment.free(host, Instant::now());
     }
@@ -366,7 +377,7 @@ impl Service {
         let version =
             function.as_ref().and_then(|function| function.with_revision(&key.number, &key.revision)).cloned();
         if let Some(version) = version.filter(|_| !self.is_closing()) {
-            return self.start_sandbox(key, version);
+            return self.start_sandbox(key, version, false);
         }
         let message = format!("{} was changed or deleted", key.function);
         let error = json!({ "errorType": "Runtime.ExitError", "errorMessage": message });
@@ -390,6 +401,9 @@ impl Service {
         let failure = if sandbox.has_begun() {
             None
         } else {
+            if sandbox.is_provisioned {
+                self.provisioning.failed(&sandbox.key, &how, Instant::now());
+            }
             let line = format!("INIT_REPORT Status: error\tError Type: Runtime.ExitError\t{how}\n");
             self.logs.add(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
             Some(StartFailure { payload: error(&new_id()).1 })
@@ -408,7 +422,10 @@ impl Service {
 
     fn init_failed(self: &Arc<Self>, host: &Host, body: Bytes) {
         host.kill();
-        if self.remove(&host.sandbox).is_some() {
+        if let Some(sandbox) = self.remove(&host.sandbox) {
+            if sandbox.is_provisioned {
+                self.provisioning.failed(&sandbox.key, &String::from_utf8_lossy(&body), Instant::now());
+            }
             let gone = self.assignment.gone(&host.sandbox, Some(&StartFailure { payload: body }));
             self.follow(gone);
         }
@@ -463,20 +480,22 @@ async fn reap(service: std::sync::Weak<Service>) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let Some(service) = service.upgrade() else { return };
         service.end_late();
-        let current: HashSet<Key> =
-            service.assignment.keys().into_iter().filter(|key| service.is_current(key)).collect();
-        let is_current = |key: &Key| current.contains(key);
-        for host in service.assignment.reap(service.limits.idle, Instant::now(), &is_current) {
+        service.provision();
+        let keys = service.assignment.keys().into_iter();
+        let current: HashMap<Key, usize> = keys.filter_map(|key| Some((key.clone(), service.kept(&key)?))).collect();
+        let kept = |key: &Key| current.get(key).copied();
+        for host in service.assignment.reap(service.limits.idle, Instant::now(), &kept) {
             host.tell(ToHost::Shutdown, Bytes::new()).await;
         }
     }
 }
 
 impl Service {
-    /// Whether a function still has what a sandbox runs.
-    fn is_current(&self, key: &Key) -> bool {
-        let function = self.registry.find(&key.tenant, &key.function);
-        function.is_some_and(|function| function.has_revision(&key.number, &key.revision))
+    /// How many sandboxes of a kind are kept whether they are needed or not; `None` where the function has not any more what they run.
+    fn kept(&self, key: &Key) -> Option<usize> {
+        let function = self.registry.find(&key.tenant, &key.function)?;
+        function.with_revision(&key.number, &key.revision)?;
+        Some(function.provisioned_of(&key.number) as usize)
     }
 
     /// A host has come. False if there is no such sandbox: it is then to end.

@@ -2,6 +2,7 @@
 
 mod harness;
 mod packages;
+mod provisioned;
 mod publishing;
 mod urls;
 

@@ -23,6 +23,7 @@ enum Kind {
     NotImplemented,
     PolicyLengthExceeded,
     PreconditionFailed,
+    ProvisionedConcurrencyConfigNotFound,
     RequestTooLarge,
     ResourceConflict,
     ResourceNotFound,
@@ -45,6 +46,7 @@ impl Kind {
             Self::NotImplemented => ("NotImplementedException", 501, true),
             Self::PolicyLengthExceeded => ("PolicyLengthExceededException", 400, false),
             Self::PreconditionFailed => ("PreconditionFailedException", 412, false),
+            Self::ProvisionedConcurrencyConfigNotFound => ("ProvisionedConcurrencyConfigNotFoundException", 404, false),
             Self::RequestTooLarge => ("RequestTooLargeException", 413, false),
             Self::ResourceConflict => ("ResourceConflictException", 409, false),
             Self::ResourceNotFound => ("ResourceNotFoundException", 404, true),
@@ -85,6 +87,8 @@ constructors! {
     policy_too_long => PolicyLengthExceeded;
     /// It is not as the caller took it to be.
     precondition => PreconditionFailed;
+    /// No sandboxes are kept.
+    not_provisioned => ProvisionedConcurrencyConfigNotFound;
     /// The body is too long.
     too_large => RequestTooLarge;
     /// Something is there already, or in the way.

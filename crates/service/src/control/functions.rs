@@ -6,8 +6,10 @@ use chrono::Utc;
 use serde_json::{Value, json};
 
 use super::code::GivenCode;
+use super::concurrency::set_aside;
 use super::{Act, Success, settings};
 use crate::api::ApiError;
+use crate::assignment::Aside;
 use crate::events::check_destination;
 use crate::model::{Code, Function, Source, State, Update, Version, new_id};
 use crate::{FunctionName, Qualifier};
@@ -103,6 +105,7 @@ impl Act<'_> {
             event_configs: BTreeMap::new(),
             policies: BTreeMap::new(),
             urls: BTreeMap::new(),
+            provisioned: BTreeMap::new(),
             reserved_concurrency: None,
             next_version: 1,
             allows_recursion: false,
@@ -194,6 +197,7 @@ impl Act<'_> {
         match &named.qualifier {
             None => {
                 let function = registry.remove(tenant, &named.name)?;
+                self.service.assignment.set_aside(tenant, &named.name, Aside::default());
                 self.service.logs.remove(tenant, &named.name);
                 let versions = function.versions.values().chain([&function.latest]);
                 self.remove_images(&named.name, versions.filter_map(|version| version.code.image.clone()).collect());
@@ -214,6 +218,7 @@ impl Act<'_> {
                     function.forget(&number.to_string());
                     Ok(function.versions.remove(number))
                 })?;
+                self.service.set_aside(&function);
                 let image = removed.and_then(|removed| removed.code.image);
                 self.remove_images(&named.name, image.into_iter().filter(|image| !function.uses(image)).collect());
             }
@@ -330,35 +335,6 @@ impl Act<'_> {
         Ok(Success::ok(with_marker(json!({ "Versions": page }), next)))
     }
 
-    pub(super) fn put_concurrency(&self) -> Result<Success, ApiError> {
-        let name = self.name_alone()?;
-        let most = self.service.options.account_concurrency;
-        let reserved = self.input.number("ReservedConcurrentExecutions", 0, most)?;
-        let reserved = reserved.ok_or_else(|| super::input::missing("ReservedConcurrentExecutions"))?;
-        self.service.registry.change(&self.input.tenant, &name, |function| {
-            function.reserved_concurrency = Some(reserved);
-            Ok(())
-        })?;
-        Ok(Success::ok(json!({ "ReservedConcurrentExecutions": reserved })))
-    }
-
-    pub(super) fn get_concurrency(&self) -> Result<Success, ApiError> {
-        let function = self.find(&self.name_alone()?)?;
-        let reserved = function.reserved_concurrency;
-        Ok(Success::ok(
-            reserved.map_or_else(|| json!({}), |reserved| json!({ "ReservedConcurrentExecutions": reserved })),
-        ))
-    }
-
-    pub(super) fn delete_concurrency(&self) -> Result<Success, ApiError> {
-        let name = self.name_alone()?;
-        self.service.registry.change(&self.input.tenant, &name, |function| {
-            function.reserved_concurrency = None;
-            Ok(())
-        })?;
-        Ok(Success::no_content())
-    }
-
     pub(super) fn list_tags(&self) -> Result<Success, ApiError> {
         let function = self.find(&self.name_alone()?)?;
         Ok(Success::ok(json!({ "Tags": function.tags })))
@@ -388,7 +364,7 @@ impl Act<'_> {
 
     pub(super) fn account_settings(&self) -> Success {
         let functions = self.service.registry.list(&self.input.tenant);
-        let reserved: u32 = functions.iter().filter_map(|function| function.reserved_concurrency).sum();
+        let reserved: u32 = functions.iter().map(|function| set_aside(function)).sum();
         let code: u64 = functions.iter().map(|function| function.latest.code.bytes).sum();
         let most = self.service.options.account_concurrency;
         Success::ok(json!({
