@@ -296,6 +296,9 @@ pub(crate) struct PublishArgs {
     /// Allow plain HTTP to a registry on another machine.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Put a layer over the image: an archive of tar, which may be compressed. May be given several times, lowest first.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(crate) add_layer: Vec<PathBuf>,
 }
 
 /// Run a command in a container of an image, loading what it touches.

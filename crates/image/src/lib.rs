@@ -27,4 +27,4 @@ pub use flatten::{FileContent, FlatImage, FlattenOptions, Progress, flatten, fla
 pub use layer_reader::{decompress, open_layer_tar};
 pub use layout::PlacementKind;
 pub use reference::{Platform, SourceRef};
-pub use sources::{Compression, LayerDescriptor, OpenOptions, Source, open, suggested_name};
+pub use sources::{Compression, LayerDescriptor, OpenOptions, Source, add_layers, open, suggested_name};

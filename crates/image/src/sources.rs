@@ -3,6 +3,7 @@
 //! A source finds the manifest and the configuration when it is opened, and gives each layer's bytes as they are stored.
 //! It does not decompress them (see [`crate::open_layer_tar`]) and knows nothing of their entries.
 
+mod added;
 mod archive;
 pub(crate) mod docker_archive;
 pub(crate) mod documents;
@@ -14,6 +15,7 @@ mod registry;
 pub(crate) mod resolve;
 pub(crate) mod verified;
 
+pub use added::add_layers;
 pub(crate) use archive::NO_PIPE;
 
 use std::io::Read;

@@ -4,6 +4,8 @@
 //! waits takes whichever sandbox is free first, so that a burst on a warm function is no burst of cold starts. A sandbox is always in
 //! one phase, and what is told of it twice counts once.
 
+mod usage;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::oneshot;
 
+pub(crate) use self::usage::Aside;
+use self::usage::Usage;
 use crate::api::ApiError;
 use crate::hosts::Host;
 
@@ -89,24 +93,46 @@ pub(crate) struct Assignment(Mutex<State>);
 #[derive(Default)]
 struct State {
     pools: HashMap<Key, Pool>,
-    /// Every sandbox there is, and what it does.
-    of: HashMap<String, (Key, Phase)>,
+    /// Every sandbox there is.
+    of: HashMap<String, Member>,
+    usage: Usage,
+}
+
+/// A sandbox: what it runs and does, and whether it is one of those that are kept.
+#[derive(Clone, Debug)]
+struct Member {
+    key: Key,
+    phase: Phase,
+    is_provisioned: bool,
 }
 
 #[derive(Default)]
 struct Pool {
     /// The last is the one that was used last: the others grow old.
-    idle: Vec<(Host, Instant)>,
+    idle: Vec<Idle>,
     busy: usize,
     starting: usize,
+    /// How many of all these are kept whether they are needed or not.
+    provisioned: usize,
     waiting: VecDeque<oneshot::Sender<Assigned>>,
     /// When sandboxes were started of late.
     starts: VecDeque<Instant>,
 }
 
+struct Idle {
+    host: Host,
+    since: Instant,
+    is_provisioned: bool,
+}
+
 impl Pool {
-    fn concurrency(&self) -> usize {
-        self.busy + self.waiting.len()
+    /// One that is idle, of those that are kept where there is one.
+    fn take_idle(&mut self) -> Option<Idle> {
+        let kept = if self.provisioned > 0 { self.idle.iter().rposition(|idle| idle.is_provisioned) } else { None };
+        match kept {
+            Some(at) => Some(self.idle.remove(at)),
+            None => self.idle.pop(),
+        }
     }
 
     fn counts(&self) -> Counts {
@@ -166,15 +192,26 @@ pub(crate) enum Got {
 
 impl State {
     /// Takes a sandbox out of the phase that it is in.
-    fn leave(&mut self, sandbox: &str) -> Option<(Key, Phase)> {
-        let (key, phase) = self.of.remove(sandbox)?;
-        let pool = self.pools.entry(key.clone()).or_default();
-        match phase {
+    fn leave(&mut self, sandbox: &str) -> Option<Member> {
+        let member = self.of.remove(sandbox)?;
+        let pool = self.pools.entry(member.key.clone()).or_default();
+        pool.provisioned = pool.provisioned.saturating_sub(usize::from(member.is_provisioned));
+        match member.phase {
             Phase::Starting => pool.starting = pool.starting.saturating_sub(1),
-            Phase::Idle => pool.idle.retain(|(host, _)| host.sandbox != sandbox),
-            Phase::Busy => pool.busy = pool.busy.saturating_sub(1),
+            Phase::Idle => pool.idle.retain(|idle| idle.host.sandbox != sandbox),
+            Phase::Busy => {
+                pool.busy = pool.busy.saturating_sub(1);
+                self.usage.end(&member.key);
+            }
         }
-        Some((key, phase))
+        Some(member)
+    }
+
+    /// Puts it into another.
+    fn enter(&mut self, sandbox: &str, member: Member) {
+        let pool = self.pools.entry(member.key.clone()).or_default();
+        pool.provisioned += usize::from(member.is_provisioned);
+        self.of.insert(sandbox.to_owned(), member);
     }
 }
 
@@ -183,33 +220,26 @@ impl Assignment {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a sandbox. `reserved` is the function's own limit.
+    /// What a function has for itself from now on.
+    pub(crate) fn set_aside(&self, tenant: &str, function: &str, aside: Aside) {
+        self.lock().usage.set_aside(tenant, function, aside);
+    }
+
+    /// Asks for a sandbox.
     ///
     /// # Errors
     /// Throttled, with the reason.
-    pub(crate) fn acquire(
-        &self,
-        key: &Key,
-        reserved: Option<u32>,
-        limits: &Limits,
-        now: Instant,
-    ) -> Result<Got, ApiError> {
+    pub(crate) fn acquire(&self, key: &Key, limits: &Limits, now: Instant) -> Result<Got, ApiError> {
         let mut state = self.lock();
-        let of = |fits: &dyn Fn(&Key) -> bool| -> usize {
-            state.pools.iter().filter(|(key, _)| fits(key)).map(|(_, pool)| pool.concurrency()).sum()
-        };
-        if let Some(reserved) = reserved
-            && of(&|other| other.tenant == key.tenant && other.function == key.function) >= reserved as usize
-        {
-            return Err(ApiError::throttled("ReservedFunctionConcurrentInvocationLimitExceeded", 1));
-        }
-        if of(&|other| other.tenant == key.tenant) >= limits.account_concurrency as usize {
-            return Err(ApiError::throttled("ConcurrentInvocationLimitExceeded", 1));
-        }
-        let pool = state.pools.entry(key.clone()).or_default();
-        if let Some((host, _)) = pool.idle.pop() {
+        let State { pools, of, usage } = &mut *state;
+        usage.check(key, limits.account_concurrency)?;
+        let pool = pools.entry(key.clone()).or_default();
+        if let Some(Idle { host, .. }) = pool.take_idle() {
             pool.busy += 1;
-            state.of.insert(host.sandbox.clone(), (key.clone(), Phase::Busy));
+            usage.begin(key);
+            if let Some(member) = of.get_mut(&host.sandbox) {
+                member.phase = Phase::Busy;
+            }
             return Ok(Got::Warm(host));
         }
         pool.forget_old_starts(now);
@@ -219,6 +249,7 @@ impl Assignment {
         }
         let (sender, receiver) = oneshot::channel();
         pool.waiting.push_back(sender);
+        usage.begin(key);
         let wish = if needs_one && pool.starts.len() < limits.burst {
             pool.starting += 1;
             pool.starts.push_back(now);
@@ -230,44 +261,66 @@ impl Assignment {
     }
 
     /// A sandbox that was wished for is being started, and will come as this.
-    pub(crate) fn starting(&self, sandbox: &str, key: &Key) {
-        self.lock().of.insert(sandbox.to_owned(), (key.clone(), Phase::Starting));
+    pub(crate) fn starting(&self, sandbox: &str, key: &Key, is_provisioned: bool) {
+        let member = Member { key: key.clone(), phase: Phase::Starting, is_provisioned };
+        self.lock().of.insert(sandbox.to_owned(), member);
+    }
+
+    /// How many more are to be started for there to be so many that are kept, and no more than `most`: they count as starting then.
+    pub(crate) fn provision(&self, key: &Key, wanted: usize, most: usize) -> usize {
+        let mut state = self.lock();
+        let pool = state.pools.entry(key.clone()).or_default();
+        let missing = wanted.saturating_sub(pool.provisioned).min(most);
+        pool.provisioned += missing;
+        pool.starting += missing;
+        missing
+    }
+
+    /// How many are kept, and how many of them have started.
+    pub(crate) fn provisioned(&self, key: &Key) -> (usize, usize) {
+        let state = self.lock();
+        let allocated = state.pools.get(key).map_or(0, |pool| pool.provisioned);
+        let is_ready = |member: &Member| member.is_provisioned && member.phase != Phase::Starting && member.key == *key;
+        (allocated, state.of.values().filter(|member| is_ready(member)).count())
     }
 
     /// A sandbox of a service before this one: it counts as starting until it comes.
-    pub(crate) fn expect(&self, sandbox: &str, key: &Key) {
+    pub(crate) fn expect(&self, sandbox: &str, key: &Key, is_provisioned: bool) {
         let mut state = self.lock();
         state.pools.entry(key.clone()).or_default().starting += 1;
-        state.of.insert(sandbox.to_owned(), (key.clone(), Phase::Starting));
+        state.enter(sandbox, Member { key: key.clone(), phase: Phase::Starting, is_provisioned });
     }
 
     /// It waits for an invocation. True if somebody is given it at once.
     pub(crate) fn free(&self, host: &Host, now: Instant) -> bool {
         let mut state = self.lock();
-        if state.of.get(&host.sandbox).is_none_or(|(_, phase)| *phase == Phase::Idle) {
+        if state.of.get(&host.sandbox).is_none_or(|member| member.phase == Phase::Idle) {
             return false;
         }
-        let Some((key, _)) = state.leave(&host.sandbox) else { return false };
-        let pool = state.pools.entry(key.clone()).or_default();
+        let Some(member) = state.leave(&host.sandbox) else { return false };
+        let State { pools, usage, .. } = &mut *state;
+        let pool = pools.entry(member.key.clone()).or_default();
         while let Some(waiting) = pool.waiting.pop_front() {
             if waiting.send(Ok(host.clone())).is_ok() {
                 pool.busy += 1;
-                state.of.insert(host.sandbox.clone(), (key, Phase::Busy));
+                state.enter(&host.sandbox, Member { phase: Phase::Busy, ..member });
                 return true;
             }
             // Who waited has gone.
+            usage.end(&member.key);
         }
-        pool.idle.push((host.clone(), now));
-        state.of.insert(host.sandbox.clone(), (key, Phase::Idle));
+        pool.idle.push(Idle { host: host.clone(), since: now, is_provisioned: member.is_provisioned });
+        state.enter(&host.sandbox, Member { phase: Phase::Idle, ..member });
         false
     }
 
     /// It is at an invocation that began before this service did.
     pub(crate) fn adopt_busy(&self, host: &Host) {
         let mut state = self.lock();
-        if let Some((key, _)) = state.leave(&host.sandbox) {
-            state.pools.entry(key.clone()).or_default().busy += 1;
-            state.of.insert(host.sandbox.clone(), (key, Phase::Busy));
+        if let Some(member) = state.leave(&host.sandbox) {
+            state.pools.entry(member.key.clone()).or_default().busy += 1;
+            state.usage.begin(&member.key);
+            state.enter(&host.sandbox, Member { phase: Phase::Busy, ..member });
         }
     }
 
@@ -275,10 +328,12 @@ impl Assignment {
     /// started for who waits.
     pub(crate) fn gone(&self, sandbox: &str, failure: Option<&StartFailure>) -> Option<(Key, Wish)> {
         let mut state = self.lock();
-        let (key, phase) = state.leave(sandbox)?;
-        let pool = state.pools.entry(key.clone()).or_default();
+        let Member { key, phase, .. } = state.leave(sandbox)?;
+        let State { pools, usage, .. } = &mut *state;
+        let pool = pools.entry(key.clone()).or_default();
         if let (Phase::Starting, Some(failure)) = (phase, failure) {
             while let Some(waiting) = pool.waiting.pop_front() {
+                usage.end(&key);
                 if waiting.send(Err(failure.clone())).is_ok() {
                     break;
                 }
@@ -291,9 +346,11 @@ impl Assignment {
     /// What was wished for cannot be started: everybody who waits is told.
     pub(crate) fn give_up(&self, key: &Key, failure: &StartFailure) {
         let mut state = self.lock();
-        let Some(pool) = state.pools.get_mut(key) else { return };
+        let State { pools, usage, .. } = &mut *state;
+        let Some(pool) = pools.get_mut(key) else { return };
         pool.starting = pool.starting.saturating_sub(1);
         for waiting in pool.waiting.drain(..) {
+            usage.end(key);
             // Who waited may have gone.
             let _ = waiting.send(Err(failure.clone()));
         }
@@ -309,16 +366,28 @@ impl Assignment {
         self.lock().pools.iter().any(|(key, pool)| !pool.is_empty() && fits(key))
     }
 
-    /// Sandboxes that have been idle for too long, or run what is not `current` any more: they are taken out, and are to be ended.
-    pub(crate) fn reap(&self, idle: Duration, now: Instant, is_current: &dyn Fn(&Key) -> bool) -> Vec<Host> {
+    /// Sandboxes that have been idle for too long, or run what is not current any more: they are taken out, and are to be ended. `kept` says
+    /// how many of a kind are not to be; `None` of what is not current.
+    pub(crate) fn reap(&self, idle: Duration, now: Instant, kept: &dyn Fn(&Key) -> Option<usize>) -> Vec<Host> {
         let mut state = self.lock();
         let mut reaped = Vec::new();
         for (key, pool) in &mut state.pools {
-            let stays = is_current(key);
-            let (kept, old) = pool.idle.drain(..).partition(|(_, since)| stays && now.duration_since(*since) < idle);
-            pool.idle = kept;
-            let old: Vec<(Host, Instant)> = old;
-            reaped.extend(old.into_iter().map(|(host, _)| host));
+            let kept = kept(key);
+            let mut spare = pool.provisioned.saturating_sub(kept.unwrap_or(0));
+            let (stay, old): (Vec<Idle>, Vec<Idle>) = pool.idle.drain(..).partition(|sandbox| {
+                if kept.is_none() {
+                    return false;
+                }
+                if sandbox.is_provisioned {
+                    let is_spare = spare > 0;
+                    spare -= usize::from(is_spare);
+                    return !is_spare;
+                }
+                now.duration_since(sandbox.since) < idle
+            });
+            pool.idle = stay;
+            pool.provisioned -= old.iter().filter(|sandbox| sandbox.is_provisioned).count();
+            reaped.extend(old.into_iter().map(|sandbox| sandbox.host));
             pool.forget_old_starts(now);
         }
         for host in &reaped {
@@ -330,7 +399,7 @@ impl Assignment {
 
     /// Every sandbox that there is, and what it does.
     pub(crate) fn sandboxes(&self) -> Vec<(String, Key, Phase)> {
-        self.lock().of.iter().map(|(id, (key, phase))| (id.clone(), key.clone(), *phase)).collect()
+        self.lock().of.iter().map(|(id, member)| (id.clone(), member.key.clone(), member.phase)).collect()
     }
 
     /// How many there are of each kind.

@@ -1,10 +1,15 @@
 //! The control API's actions on functions.
 
 mod aliases;
+mod code;
+mod concurrency;
 mod events;
 mod functions;
 mod input;
+mod policy;
+mod reads;
 mod settings;
+mod urls;
 
 use std::sync::Arc;
 
@@ -67,9 +72,26 @@ pub(crate) fn act(service: &Arc<Service>, action: &str, input: &Input) -> Result
         "TagResource" => act.tag(),
         "UntagResource" => act.untag(),
         "GetAccountSettings" => Ok(act.account_settings()),
-        "GetFunctionCodeSigningConfig" => {
-            Err(ApiError::invalid("Code signing is not supported for functions created with container images."))
-        }
+        "AddPermission" => act.add_permission(),
+        "GetPolicy" => act.get_policy(),
+        "RemovePermission" => act.remove_permission(),
+        "CreateFunctionUrlConfig" => act.create_url(),
+        "GetFunctionUrlConfig" => act.get_url(),
+        "UpdateFunctionUrlConfig" => act.update_url(),
+        "DeleteFunctionUrlConfig" => act.delete_url(),
+        "ListFunctionUrlConfigs" => act.list_urls(),
+        "PutProvisionedConcurrencyConfig" => act.put_provisioned(),
+        "GetProvisionedConcurrencyConfig" => act.get_provisioned(),
+        "DeleteProvisionedConcurrencyConfig" => act.delete_provisioned(),
+        "ListProvisionedConcurrencyConfigs" => act.list_provisioned(),
+        "GetFunctionRecursionConfig" => act.get_recursion_config(),
+        "PutFunctionRecursionConfig" => act.put_recursion_config(),
+        "GetRuntimeManagementConfig" => act.get_runtime_management(),
+        "ListEventSourceMappings" => act.list_event_source_mappings(),
+        "ListLayers" => Ok(Act::nothing("Layers")),
+        "ListLayerVersions" => Ok(Act::nothing("LayerVersions")),
+        "ListCodeSigningConfigs" => Ok(Act::nothing("CodeSigningConfigs")),
+        "GetFunctionCodeSigningConfig" => act.get_code_signing(),
         other => Err(ApiError::not_implemented(format!(
             "{other} is an action of AWS Lambda that snowmelt does not have: docs/lambda-api.md lists those that it has"
         ))),

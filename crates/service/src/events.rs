@@ -4,19 +4,20 @@
 //! function says. So it is run at least once. A function that fails is run again twice, after one minute and after two; what keeps an
 //! event from being run at all (throttling, an image that is not there yet) is tried again for as long as the event may get old.
 
+mod destinations;
+
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
-use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 
+pub(crate) use self::destinations::check_destination;
+use self::destinations::{deliver_patiently, letter, record};
 use crate::api::ApiError;
 use crate::invoke::{Given, Invoked};
 use crate::model::{EventConfig, new_id};
@@ -32,10 +33,6 @@ const BACK_AFTER_MS: u64 = 50;
 /// After what keeps an event from being run.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// How long an HTTP endpoint may take to take a record.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
-/// For how long a destination is tried.
-const DELIVERY_TRIES: Duration = Duration::from_mins(2);
 
 /// What is to be run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -58,9 +55,6 @@ pub(crate) struct Event {
     hops: u32,
     due_ms: u64,
 }
-
-/// A circle of destinations ends after so many.
-const MOST_HOPS: u32 = 16;
 
 /// The queue.
 pub(crate) struct Events {
@@ -267,12 +261,18 @@ enum Outcome {
 }
 
 async fn deal_with(service: &Arc<Service>, number: u64, mut event: Event) {
-    let config = service.registry.find(&event.tenant, &event.function).map(|function| {
-        let qualifier = event.qualifier.clone().unwrap_or_default();
-        function.event_configs.get(&qualifier.to_string()).cloned().unwrap_or_default()
-    });
     // A function that was deleted has nobody to be told.
-    let Some(config) = config else { return remove(service, number).await };
+    let Some(function) = service.registry.find(&event.tenant, &event.function) else {
+        return remove(service, number).await;
+    };
+    let qualifier = event.qualifier.clone().unwrap_or_default();
+    let config = function.event_configs.get(&qualifier.to_string()).cloned().unwrap_or_default();
+    let dead_letter =
+        function.resolve(Some(&qualifier), 0.0).and_then(|(_, version)| version.settings.dead_letter.clone());
+    let finish = |event: Event, condition, outcome| {
+        let targets = Targets { config: &config, dead_letter: dead_letter.as_deref() };
+        async move { finish(service, number, &event, targets, condition, &outcome).await }
+    };
     let outcome = attempt(service, &event).await;
     // What ended with the service is not the function's fault: the next one runs it.
     if service.is_closing() && !matches!(outcome, Outcome::Succeeded(_)) {
@@ -296,8 +296,8 @@ async fn deal_with(service: &Arc<Service>, number: u64, mut event: Event) {
     };
     match pause {
         Some(pause) if age + pause <= most_age => put_off(service, number, event, pause).await,
-        Some(_) => finish(service, number, &event, &config, "EventAgeExceeded", &outcome).await,
-        None => finish(service, number, &event, &config, condition, &outcome).await,
+        Some(_) => finish(event, "EventAgeExceeded", outcome).await,
+        None => finish(event, condition, outcome).await,
     }
 }
 
@@ -307,9 +307,8 @@ async fn attempt(service: &Arc<Service>, event: &Event) -> Outcome {
         payload: payload.into(),
         client_context: event.client_context.clone(),
         trace: event.trace.clone(),
-        wants_tail: false,
         id: Some(event.id.clone()),
-        stream: None,
+        ..Given::default()
     };
     let target = match service.target(&event.tenant, &event.function, event.qualifier.as_ref()) {
         Ok(target) => target,
@@ -349,19 +348,28 @@ async fn remove(service: &Arc<Service>, number: u64) {
     let _ = tokio::task::spawn_blocking(remove).await;
 }
 
+/// Who is to be told.
+struct Targets<'a> {
+    config: &'a EventConfig,
+    dead_letter: Option<&'a str>,
+}
+
 /// Tells whoever is to be told, and only then forgets the event.
 async fn finish(
     service: &Arc<Service>,
     number: u64,
     event: &Event,
-    config: &EventConfig,
+    targets: Targets<'_>,
     condition: &str,
     outcome: &Outcome,
 ) {
-    let destination = if condition == "Success" { &config.on_success } else { &config.on_failure };
-    if let Some(destination) = destination {
-        let record = record(service, event, condition, outcome);
-        if let Err(error) = deliver_patiently(service, event, destination, &record).await {
+    let is_success = condition == "Success";
+    let destination = if is_success { &targets.config.on_success } else { &targets.config.on_failure };
+    let mut messages = Vec::new();
+    messages.extend(destination.as_deref().map(|to| (to, record(service, event, condition, outcome))));
+    messages.extend(targets.dead_letter.filter(|_| !is_success).map(|to| (to, letter(event, outcome))));
+    for (destination, message) in messages {
+        if let Err(error) = deliver_patiently(service, event, destination, &message).await {
             if service.is_closing() {
                 // The next one runs it again, and tells of that.
                 return;
@@ -372,125 +380,4 @@ async fn finish(
         }
     }
     remove(service, number).await;
-}
-
-/// As Lambda writes it (invocation records, version 1.0).
-fn record(service: &Service, event: &Event, condition: &str, outcome: &Outcome) -> Value {
-    let payload = base64::engine::general_purpose::STANDARD.decode(&event.payload).unwrap_or_default();
-    let value = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or(Value::Null);
-    let arn = service.options.place.arn(&event.function, Some(&event.qualifier.clone().unwrap_or_default()));
-    let mut all = json!({
-        "version": "1.0",
-        "timestamp": chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-        "requestContext": {
-            "requestId": event.id,
-            "functionArn": arn,
-            "condition": condition,
-            "approximateInvokeCount": event.failures + u32::from(matches!(outcome, Outcome::Succeeded(_))),
-        },
-        "requestPayload": value(&payload),
-    });
-    match outcome {
-        Outcome::Succeeded(invoked) | Outcome::Failed(invoked) => {
-            let mut context = json!({ "statusCode": 200, "executedVersion": invoked.number.to_string() });
-            if let Some(error) = invoked.error {
-                context["functionError"] = json!(error);
-            }
-            all["responseContext"] = context;
-            all["responsePayload"] = value(&invoked.body);
-        }
-        Outcome::Hindered(_) => {}
-    }
-    all
-}
-
-/// A destination that fails is tried again, for a while: other events of its tenant wait for this one's place.
-async fn deliver_patiently(
-    service: &Arc<Service>,
-    event: &Event,
-    destination: &str,
-    record: &Value,
-) -> Result<(), String> {
-    let (mut pause, until) = (FIRST_PAUSE, Instant::now() + DELIVERY_TRIES);
-    loop {
-        let Err(error) = deliver(service, event, destination, record).await else { return Ok(()) };
-        if Instant::now() + pause > until || service.is_closing() {
-            return Err(error);
-        }
-        tracing::warn!(function = event.function, destination, error, "a destination is tried again");
-        tokio::time::sleep(pause).await;
-        pause *= 2;
-    }
-}
-
-async fn deliver(service: &Arc<Service>, event: &Event, destination: &str, record: &Value) -> Result<(), String> {
-    check_destination(service, &event.tenant, destination).map_err(|error| error.message().to_owned())?;
-    if let Some(path) = destination.strip_prefix("file://") {
-        use std::io::Write as _;
-        let (path, line) = (path.to_owned(), format!("{record}\n"));
-        let append = move || {
-            let mut options = std::fs::OpenOptions::new();
-            options.create(true).append(true).custom_flags(nix::libc::O_NOFOLLOW);
-            let mut file = options.open(path)?;
-            file.write_all(line.as_bytes())?;
-            file.sync_data()
-        };
-        return tokio::task::spawn_blocking(append)
-            .await
-            .map_err(|_| "given up".to_owned())?
-            .map_err(|error| error.to_string());
-    }
-    if destination.starts_with("http://") || destination.starts_with("https://") {
-        let client = reqwest::Client::builder().timeout(DELIVERY_PATIENCE).redirect(reqwest::redirect::Policy::none());
-        let client = client.build().map_err(|error| error.to_string())?;
-        let request = client.post(destination).header("content-type", "application/json").body(record.to_string());
-        let answer = request.send().await.map_err(|error| error.to_string())?;
-        return if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) };
-    }
-    if event.hops >= MOST_HOPS {
-        return Err(format!("{MOST_HOPS} functions have passed it on already"));
-    }
-    let name = FunctionName::parse(destination, &service.options.place).map_err(|error| error.message().to_owned())?;
-    if service.registry.find(&event.tenant, &name.name).is_none() {
-        return Err("there is no such function".into());
-    }
-    let given = Given { payload: Bytes::from(record.to_string()), ..Given::default() };
-    service.enqueue(&event.tenant, &name, &given, event.hops + 1).await.map(drop).map_err(|error| error.to_string())
-}
-
-/// Where records may go: checked when it is set.
-pub(crate) fn check_destination(service: &Service, tenant: &str, destination: &str) -> Result<(), ApiError> {
-    if let Some(path) = destination.strip_prefix("file://") {
-        // Anybody who may call could have root write anywhere, or what is another tenant's.
-        let folder = service.options.destinations.as_ref().map(|folder| folder.join(tenant));
-        let is_inside = folder.is_some_and(|folder| {
-            let parent = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok());
-            parent.is_some() && parent == folder.canonicalize().ok()
-        });
-        return if is_inside {
-            Ok(())
-        } else {
-            Err(ApiError::invalid(format!(
-                "Destination {destination}: files are written only to the folder {tenant} in the one that `snowmelt serve --destinations DIR` names"
-            )))
-        };
-    }
-    if destination.starts_with("http://") || destination.starts_with("https://") {
-        if !service.options.allows_http_destinations {
-            return Err(ApiError::invalid(format!(
-                "Destination {destination}: addresses are not allowed: `snowmelt serve --allow-http-destinations` allows them"
-            )));
-        }
-        return reqwest::Url::parse(destination)
-            .map(drop)
-            .map_err(|error| ApiError::invalid(format!("Destination {destination}: {error}")));
-    }
-    let name = FunctionName::parse(destination, &service.options.place);
-    let is_there = name.is_ok_and(|name| service.registry.find(tenant, &name.name).is_some());
-    if is_there && destination.starts_with("arn:") {
-        return Ok(());
-    }
-    Err(ApiError::invalid(format!(
-        "Destination {destination}: expected the ARN of a function that is there, file://PATH, or an http:// or https:// address"
-    )))
 }

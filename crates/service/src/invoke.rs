@@ -1,6 +1,7 @@
 //! An invocation, from a request to an answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::hosts::Host;
 use crate::link::{Invocation, ToHost};
 use crate::measures::Timing;
 use crate::model::{Function, State, Version, new_id};
+use crate::placement::StartFor;
 use crate::service::{Piece, Service};
 
 /// What a function is given.
@@ -27,6 +29,8 @@ pub(crate) struct Given {
     pub(crate) id: Option<String>,
     /// Where parts of the answer go as they come, in place of the whole.
     pub(crate) stream: Option<mpsc::Sender<Bytes>>,
+    /// Set before the answer's first part where that is the head of an answer of HTTP.
+    pub(crate) is_http: Arc<AtomicBool>,
 }
 
 /// What came of it.
@@ -137,7 +141,7 @@ impl Service {
         let mut pieces = self.expect(&id);
         // A sandbox may go in the moment that it is given.
         let (host, deadline) = loop {
-            let (host, was_waited_for) = match self.assigned(&key, function, version).await? {
+            let (host, was_waited_for) = match self.assigned(&key, version).await? {
                 Ok(assigned) => assigned,
                 Err(failure) => return Ok(failed(failure.payload(&id))),
             };
@@ -183,6 +187,10 @@ impl Service {
             let piece = pieces.recv().await?;
             timing.answered();
             let (bytes, end) = match piece {
+                Piece::Http => {
+                    given.is_http.store(true, Ordering::Release);
+                    continue;
+                }
                 Piece::Data(bytes) => (bytes, None),
                 Piece::Done { body, tail } => (body, Some(tail)),
                 Piece::Failed { body, tail, kind } => {
@@ -215,17 +223,16 @@ impl Service {
     async fn assigned(
         self: &Arc<Self>,
         key: &Key,
-        function: &Function,
         version: &Version,
     ) -> Result<Result<(Host, bool), StartFailure>, ApiError> {
         if self.is_closing() {
             return Err(ApiError::service("the service is ending: try again"));
         }
-        match self.assignment.acquire(key, function.reserved_concurrency, &self.limits, Instant::now())? {
+        match self.assignment.acquire(key, &self.limits, Instant::now())? {
             Got::Warm(host) => Ok(Ok((host, false))),
             Got::Later(waiting, wish) => {
                 if wish == Wish::Start {
-                    self.start_sandbox(key.clone(), version.clone(), false);
+                    self.start_sandbox(key.clone(), version.clone(), StartFor::Invocation);
                 }
                 let assigned = waiting.await.map_err(|_| ApiError::service("no sandbox came"))?;
                 Ok(assigned.map(|host| (host, true)))

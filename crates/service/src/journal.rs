@@ -20,9 +20,19 @@ const MOST_IN_VAIN: usize = 4096;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    Started { sandbox: String, key: Key },
-    Ended { sandbox: String },
+    Started {
+        sandbox: String,
+        key: Key,
+        #[serde(default)]
+        is_provisioned: bool,
+    },
+    Ended {
+        sandbox: String,
+    },
 }
+
+/// What sandboxes run, and whether they are kept.
+pub(crate) type Sandboxes = BTreeMap<String, (Key, bool)>;
 
 pub(crate) struct Journal {
     path: PathBuf,
@@ -31,7 +41,7 @@ pub(crate) struct Journal {
 
 struct State {
     file: File,
-    there: BTreeMap<String, Key>,
+    there: Sandboxes,
     lines: usize,
 }
 
@@ -40,7 +50,7 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the file.
-    pub(crate) fn open(path: &Path) -> io::Result<(Self, BTreeMap<String, Key>)> {
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, Sandboxes)> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -54,9 +64,9 @@ impl Journal {
     }
 
     /// A sandbox is about to be there.
-    pub(crate) fn started(&self, id: &str, key: &Key) {
-        let line = Line::Started { sandbox: id.to_owned(), key: key.clone() };
-        self.add(&line, |there| drop(there.insert(id.to_owned(), key.clone())));
+    pub(crate) fn started(&self, id: &str, key: &Key, is_provisioned: bool) {
+        let line = Line::Started { sandbox: id.to_owned(), key: key.clone(), is_provisioned };
+        self.add(&line, |there| drop(there.insert(id.to_owned(), (key.clone(), is_provisioned))));
     }
 
     /// It is no more.
@@ -64,7 +74,7 @@ impl Journal {
         self.add(&Line::Ended { sandbox: id.to_owned() }, |there| drop(there.remove(id)));
     }
 
-    fn add(&self, line: &Line, change: impl FnOnce(&mut BTreeMap<String, Key>)) {
+    fn add(&self, line: &Line, change: impl FnOnce(&mut Sandboxes)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.there);
         let written = if state.lines > 2 * state.there.len() + MOST_IN_VAIN {
@@ -88,11 +98,13 @@ fn encode(line: &Line) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn replay(text: &[u8]) -> BTreeMap<String, Key> {
+fn replay(text: &[u8]) -> Sandboxes {
     let mut there = BTreeMap::new();
     for line in text.split(|byte| *byte == b'\n') {
         match serde_json::from_slice(line) {
-            Ok(Line::Started { sandbox, key }) => drop(there.insert(sandbox, key)),
+            Ok(Line::Started { sandbox, key, is_provisioned }) => {
+                there.insert(sandbox, (key, is_provisioned));
+            }
             Ok(Line::Ended { sandbox }) => drop(there.remove(&sandbox)),
             // Cut off, or empty.
             Err(_) => {}
@@ -102,11 +114,12 @@ fn replay(text: &[u8]) -> BTreeMap<String, Key> {
 }
 
 /// Puts a log that says as much in the place of the one before.
-fn write_anew(path: &Path, there: &BTreeMap<String, Key>) -> io::Result<File> {
+fn write_anew(path: &Path, there: &Sandboxes) -> io::Result<File> {
     let draft = path.with_extension("draft");
     let mut file = File::create(&draft)?;
-    for (sandbox, key) in there {
-        file.write_all(&encode(&Line::Started { sandbox: sandbox.clone(), key: key.clone() })?)?;
+    for (sandbox, (key, is_provisioned)) in there {
+        let line = Line::Started { sandbox: sandbox.clone(), key: key.clone(), is_provisioned: *is_provisioned };
+        file.write_all(&encode(&line)?)?;
     }
     std::fs::rename(&draft, path)?;
     Ok(file)
@@ -136,8 +149,8 @@ mod tests {
             for (number, starts) in steps {
                 let id = number.to_string();
                 if starts {
-                    journal.started(&id, &key(number));
-                    there.insert(id, key(number));
+                    journal.started(&id, &key(number), number % 2 == 0);
+                    there.insert(id, (key(number), number % 2 == 0));
                 } else {
                     journal.ended(&id);
                     there.remove(&id);
@@ -148,7 +161,7 @@ mod tests {
             let (journal, found) = Journal::open(&path).unwrap();
             prop_assert_eq!(&found, &there);
             // Once more, of what was written anew and goes on, cut in the last line.
-            journal.started("last", &key(99));
+            journal.started("last", &key(99), false);
             let text = std::fs::read(&path).unwrap();
             let last = text[..text.len() - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             std::fs::write(&path, &text[..(last + cut).min(text.len() - 2)]).unwrap();
@@ -166,9 +179,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let (journal, _) = Journal::open(&path).unwrap();
-        journal.started("stays", &key(1));
+        journal.started("stays", &key(1), true);
         for _ in 0..2 * MOST_IN_VAIN {
-            journal.started("goes", &key(2));
+            journal.started("goes", &key(2), false);
             journal.ended("goes");
         }
         assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= MOST_IN_VAIN + 3);

@@ -37,6 +37,8 @@ pub(crate) enum FromHost {
     Ran { id: String, took_us: u64 },
     /// It could not begin. [what the runtime says of that, if it does] It ends soon.
     InitFailed { kind: String, message: String },
+    /// The answer that follows begins with the head of an answer of HTTP, and eight NUL bytes.
+    Http { id: String },
     /// The answer to an invocation. [payload] `tail` is the end of its log, if that was asked for.
     Response { id: String, tail: Option<String>, is_last: bool },
     /// It failed, perhaps with an answer begun. [error]

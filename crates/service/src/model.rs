@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::policy::Policy;
 use crate::sigv4::hex;
+use crate::url::UrlConfig;
 use crate::{Place, Qualifier};
 
 /// Default and limits that AWS has.
@@ -27,10 +29,22 @@ pub(crate) struct Function {
     /// What becomes of events, by qualifier.
     #[serde(default)]
     pub(crate) event_configs: BTreeMap<String, EventConfig>,
+    /// Who else may invoke it, by qualifier; of the function alone by an empty one.
+    #[serde(default)]
+    pub(crate) policies: BTreeMap<String, Policy>,
+    /// Its URLs, by qualifier.
+    #[serde(default)]
+    pub(crate) urls: BTreeMap<String, UrlConfig>,
+    /// How many sandboxes are kept, by qualifier.
+    #[serde(default)]
+    pub(crate) provisioned: BTreeMap<String, Provisioned>,
     /// Of all versions together.
     pub(crate) reserved_concurrency: Option<u32>,
     /// The next number to be given: numbers are not given twice.
     pub(crate) next_version: u64,
+    /// Whether it may pass its own events on for ever.
+    #[serde(default)]
+    pub(crate) allows_recursion: bool,
 }
 
 /// Code and how it runs: `$LATEST`, or what it was when it was published.
@@ -39,12 +53,30 @@ pub(crate) struct Version {
     pub(crate) code: Code,
     /// What the code is to be, until it is.
     #[serde(default)]
-    pub(crate) wanted: Option<String>,
+    pub(crate) wanted: Option<Source>,
     pub(crate) settings: Settings,
     pub(crate) state: State,
     pub(crate) last_update: Update,
     pub(crate) modified: DateTime<Utc>,
     pub(crate) revision: String,
+}
+
+/// What code is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Source {
+    /// An image, as the caller names it.
+    Image(String),
+    Package(Package),
+}
+
+/// A zip archive over the image of a runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) runtime: String,
+    /// As hexadecimal digits.
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
 }
 
 /// Where code comes from, and where it is.
@@ -57,6 +89,9 @@ pub(crate) struct Code {
     /// Its manifest's id.
     pub(crate) manifest: Option<String>,
     pub(crate) bytes: u64,
+    /// What is over that image, where something is.
+    #[serde(default)]
+    pub(crate) package: Option<Package>,
 }
 
 /// What the caller may set.
@@ -69,7 +104,13 @@ pub(crate) struct Settings {
     pub(crate) storage: u32,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) image_config: ImageConfig,
+    /// Of a package: what in it is called.
+    #[serde(default)]
+    pub(crate) handler: Option<String>,
     pub(crate) architecture: String,
+    /// Where events go that could not be run.
+    #[serde(default)]
+    pub(crate) dead_letter: Option<String>,
 }
 
 /// What is taken in place of the image's own words.
@@ -98,6 +139,13 @@ pub(crate) enum Update {
     Successful,
     InProgress,
     Failed { code: String, reason: String },
+}
+
+/// How many sandboxes of a version are kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Provisioned {
+    pub(crate) requested: u32,
+    pub(crate) modified: DateTime<Utc>,
 }
 
 /// A name for a version, or for two by weight.
@@ -172,10 +220,71 @@ impl Function {
         versions.any(|version| version.code.image.as_deref() == Some(image))
     }
 
+    /// The packages that any version has, or is to have, by their hashes.
+    pub(crate) fn packages(&self) -> std::collections::BTreeSet<String> {
+        let versions = self.versions.values().chain([&self.latest]);
+        let packages = versions.flat_map(|version| {
+            [version.package(), version.code.package.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(|package| package.sha256.clone())
+        });
+        packages.collect()
+    }
+
     /// The version of a number, if it is the revision that is meant.
     pub(crate) fn with_revision(&self, number: &str, revision: &str) -> Option<&Version> {
         let (_, version) = self.resolve(Some(&Qualifier::parse(number).ok()?), 0.0)?;
         (version.revision == revision).then_some(version)
+    }
+
+    /// `$LATEST` as a version of its own, under the next number.
+    pub(crate) fn add_version(&mut self, version: Version) -> u64 {
+        let number = self.next_version;
+        self.next_version += 1;
+        self.versions.insert(number, Version { revision: new_id(), ..version });
+        number
+    }
+
+    /// The version that a qualifier means before all others.
+    pub(crate) fn resolve_first(&self, qualifier: &Qualifier) -> Option<(Qualifier, &Version)> {
+        match qualifier {
+            Qualifier::Alias(name) => self.resolve(Some(&self.aliases.get(name)?.version), 0.0),
+            other => self.resolve(Some(other), 0.0),
+        }
+    }
+
+    /// How many sandboxes are kept of which versions.
+    pub(crate) fn provisioned_versions(&self) -> BTreeMap<Qualifier, u32> {
+        let mut all = BTreeMap::new();
+        for (qualifier, provisioned) in &self.provisioned {
+            let Ok(qualifier) = Qualifier::parse(qualifier) else { continue };
+            if let Some((number, _)) = self.resolve_first(&qualifier) {
+                *all.entry(number).or_insert(0) += provisioned.requested;
+            }
+        }
+        all
+    }
+
+    /// Of one version.
+    pub(crate) fn provisioned_of(&self, number: &str) -> u32 {
+        if self.provisioned.is_empty() {
+            return 0;
+        }
+        Qualifier::parse(number).ok().and_then(|number| self.provisioned_versions().get(&number).copied()).unwrap_or(0)
+    }
+
+    /// Of all versions.
+    pub(crate) fn provisioned_total(&self) -> u32 {
+        self.provisioned.values().map(|provisioned| provisioned.requested).sum()
+    }
+
+    /// Forgets what was set for a version or an alias that goes.
+    pub(crate) fn forget(&mut self, qualifier: &str) {
+        self.event_configs.remove(qualifier);
+        self.policies.remove(qualifier);
+        self.urls.remove(qualifier);
+        self.provisioned.remove(qualifier);
     }
 
     pub(crate) fn has_revision(&self, number: &str, revision: &str) -> bool {
@@ -195,16 +304,16 @@ impl Function {
             "FunctionName": self.name,
             "FunctionArn": place.arn(&self.name, asked),
             "Role": settings.role,
-            "CodeSize": version.code.bytes,
+            "CodeSize": version.package().map_or(version.code.bytes, |package| package.bytes),
             "Description": settings.description,
             "Timeout": settings.timeout,
             "MemorySize": settings.memory,
             "LastModified": version.modified.format("%Y-%m-%dT%H:%M:%S%.3f+0000").to_string(),
-            "CodeSha256": version.code.manifest.clone().unwrap_or_default(),
+            "CodeSha256": version.code_sha256(),
             "Version": number.to_string(),
             "TracingConfig": { "Mode": "PassThrough" },
             "RevisionId": version.revision,
-            "PackageType": "Image",
+            "PackageType": if version.package().is_some() { "Zip" } else { "Image" },
             "Architectures": [settings.architecture],
             "EphemeralStorage": { "Size": settings.storage },
             "SnapStart": { "ApplyOn": "None", "OptimizationStatus": "Off" },
@@ -213,6 +322,13 @@ impl Function {
         let Some(fields) = all.as_object_mut() else { return all };
         if !settings.environment.is_empty() {
             fields.insert("Environment".into(), json!({ "Variables": settings.environment }));
+        }
+        if let Some(package) = version.package() {
+            fields.insert("Runtime".into(), json!(package.runtime));
+            fields.insert("Handler".into(), json!(settings.handler));
+        }
+        if let Some(target) = &settings.dead_letter {
+            fields.insert("DeadLetterConfig".into(), json!({ "TargetArn": target }));
         }
         if settings.image_config != ImageConfig::default() {
             fields.insert("ImageConfigResponse".into(), json!({ "ImageConfig": settings.image_config }));
@@ -224,6 +340,39 @@ impl Function {
 }
 
 impl Version {
+    /// What runs: a package's handler is the argument of its runtime, or its own `bootstrap` is the runtime.
+    pub(crate) fn command(&self) -> ImageConfig {
+        let Some(package) = self.code.package.as_ref() else { return self.settings.image_config.clone() };
+        let working_directory = Some("/var/task".to_owned());
+        let handler: Vec<String> = self.settings.handler.iter().cloned().collect();
+        if package.runtime.starts_with("provided") {
+            return ImageConfig {
+                entry_point: vec!["/var/task/bootstrap".into()],
+                command: handler,
+                working_directory,
+            };
+        }
+        ImageConfig { entry_point: Vec::new(), command: handler, working_directory }
+    }
+
+    /// The package that its code is, or is about to be.
+    pub(crate) fn package(&self) -> Option<&Package> {
+        match &self.wanted {
+            Some(Source::Package(package)) => Some(package),
+            Some(Source::Image(_)) => None,
+            None => self.code.package.as_ref(),
+        }
+    }
+
+    /// What tells its code from any other: of a package what AWS tells, of an image its manifest's id.
+    pub(crate) fn code_sha256(&self) -> String {
+        use base64::Engine as _;
+        let Some(package) = self.package() else { return self.code.manifest.clone().unwrap_or_default() };
+        let digits = package.sha256.as_bytes().chunks(2).map(|digits| std::str::from_utf8(digits).unwrap_or_default());
+        let bytes: Vec<u8> = digits.filter_map(|digits| u8::from_str_radix(digits, 16).ok()).collect();
+        base64::engine::general_purpose::STANDARD.encode(bytes)
+    }
+
     /// Whether a change of it is under way.
     pub(crate) fn is_changing(&self) -> bool {
         self.state == State::Pending || self.last_update == Update::InProgress

@@ -4,14 +4,13 @@
 //! no keys whoever reaches the service, but no web page of another's. The page itself is the same for all and tells nothing: it asks for the
 //! status as anybody would.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::StreamBody;
 use hyper::body::Frame;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,7 +18,7 @@ use crate::FunctionName;
 use crate::api::{self, ApiError};
 use crate::assignment::Counts;
 use crate::logs::{Follower, From};
-use crate::server::{ANYBODY, Answer, Caller, check_host};
+use crate::server::{ANYBODY, Answer, Caller, check_host, whole};
 use crate::service::Service;
 use crate::sigv4::Signed;
 use crate::status::{Whose, status};
@@ -84,17 +83,13 @@ pub(crate) async fn answer(service: &Arc<Service>, request: &Signed<'_>) -> Resu
     Ok(Some(answer))
 }
 
-fn whole(text: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {
-    Full::new(text.into()).boxed()
-}
-
 fn set(answer: &mut Answer, name: HeaderName, value: &'static str) {
     answer.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
 /// What no page of another's may use, and what is not kept.
 fn data(text: impl Into<Bytes>, kind: &'static str) -> Answer {
-    let mut answer = Response::new(whole(text));
+    let mut answer = Response::new(whole(text.into()));
     set(&mut answer, CONTENT_TYPE, kind);
     set(&mut answer, CACHE_CONTROL, "no-store");
     set(&mut answer, X_CONTENT_TYPE_OPTIONS, "nosniff");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use snowmelt_sandbox::AgentConfig;
 use tokio::io::AsyncWriteExt as _;
@@ -11,8 +12,6 @@ use crate::Place;
 use crate::host::HostConfig;
 use crate::model::Version;
 
-/// How long a sandbox may take to begin, as in Lambda. It is tried again as a part of the invocation, under the function's own timeout.
-const INIT_LIMIT_MS: u64 = 10_000;
 /// Memory that makes a whole core, as in Lambda, in MB.
 const MEMORY_OF_A_CORE: f64 = 1769.0;
 
@@ -27,6 +26,28 @@ pub(crate) struct Machine {
     pub(crate) place: Place,
 }
 
+/// What a sandbox is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StartFor {
+    /// An invocation that waits.
+    Invocation,
+    /// The same, after a sandbox that did not begin: to begin takes of the invocation's time, and is not tried again.
+    InvocationAgain,
+    /// Being kept, whether or not anybody waits.
+    Provisioned,
+}
+
+impl StartFor {
+    /// How long it may take to begin, as in Lambda, where the function's timeout is so many seconds.
+    pub(crate) fn init_limit(self, timeout: u32) -> Duration {
+        match self {
+            Self::Invocation => Duration::from_secs(10),
+            Self::InvocationAgain => Duration::from_secs(timeout.into()),
+            Self::Provisioned => Duration::from_mins(15),
+        }
+    }
+}
+
 /// What is to run.
 pub(crate) struct Wanted<'a> {
     pub(crate) sandbox: &'a str,
@@ -35,8 +56,7 @@ pub(crate) struct Wanted<'a> {
     /// `$LATEST` or a number.
     pub(crate) number: &'a str,
     pub(crate) version: &'a Version,
-    /// It did not begin before: see [`HostConfig::is_last_try`].
-    pub(crate) is_last_try: bool,
+    pub(crate) start: StartFor,
 }
 
 impl Machine {
@@ -59,6 +79,7 @@ impl Machine {
 
     fn host_config(&self, wanted: &Wanted<'_>) -> HostConfig {
         let settings = &wanted.version.settings;
+        let command = wanted.version.command();
         let mut agent = self.agent.clone();
         wanted.tenant.clone_into(&mut agent.tenant);
         // All that can be written is /tmp.
@@ -69,9 +90,9 @@ impl Machine {
             agent,
             state: self.state.clone(),
             image: wanted.version.code.image.clone().unwrap_or_default(),
-            entry_point: settings.image_config.entry_point.clone(),
-            command: settings.image_config.command.clone(),
-            working_directory: settings.image_config.working_directory.clone(),
+            entry_point: command.entry_point,
+            command: command.command,
+            working_directory: command.working_directory,
             environment: self.environment(wanted),
             cpus: (f64::from(settings.memory) / MEMORY_OF_A_CORE).clamp(0.1, 6.0),
             version: wanted.number.to_owned(),
@@ -79,8 +100,8 @@ impl Machine {
             function: wanted.function.to_owned(),
             handler: settings.image_config.command.first().cloned().unwrap_or_default(),
             account: self.place.account.clone(),
-            init_limit_ms: if wanted.is_last_try { u64::from(settings.timeout) * 1000 } else { INIT_LIMIT_MS },
-            is_last_try: wanted.is_last_try,
+            init_limit_ms: wanted.start.init_limit(settings.timeout).as_millis() as u64,
+            is_last_try: wanted.start == StartFor::InvocationAgain,
         }
     }
 
@@ -96,7 +117,8 @@ impl Machine {
         set("AWS_LAMBDA_FUNCTION_NAME", wanted.function);
         set("AWS_LAMBDA_FUNCTION_VERSION", wanted.number);
         set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &settings.memory.to_string());
-        set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
+        let begun = if wanted.start == StartFor::Provisioned { "provisioned-concurrency" } else { "on-demand" };
+        set("AWS_LAMBDA_INITIALIZATION_TYPE", begun);
         set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{}", wanted.function));
         set("AWS_LAMBDA_LOG_STREAM_NAME", &stream);
         if !settings.environment.contains_key("TZ") {
@@ -106,8 +128,12 @@ impl Machine {
             set(name, value);
         }
         // The command is the handler, as in Lambda's own base images.
-        if let Some(handler) = settings.image_config.command.first() {
+        let handler = settings.handler.as_ref().or(settings.image_config.command.first());
+        if let Some(handler) = handler {
             set("_HANDLER", handler);
+        }
+        if let Some(package) = wanted.version.package() {
+            set("AWS_EXECUTION_ENV", &format!("AWS_Lambda_{}", package.runtime));
         }
         all
     }

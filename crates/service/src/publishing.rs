@@ -1,5 +1,6 @@
 //! Code becomes an image in the store: `snowmelt publish`, as anybody would run it, in a process that ends.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::assignment::Key;
-use crate::model::{Code, Function, State, Update, new_id};
+use crate::model::{Code, Function, Source, State, Update, Version, new_id};
+use crate::package::write_layer;
 use crate::service::{Service, ServiceOptions};
 use crate::sigv4::hex;
 
@@ -40,34 +42,24 @@ impl Service {
     /// Has the code that is wanted for a function's latest version published, in the background.
     pub(crate) fn publish(self: &Arc<Self>, function: &Arc<Function>) {
         let (service, function) = (Arc::clone(self), Arc::clone(function));
-        let Some(uri) = function.latest.wanted.clone() else { return };
+        let Some(source) = function.latest.wanted.clone() else { return };
         self.in_background(async move {
             let wanted_since = Instant::now();
             let Ok(_permit) = service.publishing.acquire().await else { return };
             let name = image_name(&function.name, &new_id());
-            let published = publish(&service.options, &function.tenant, &uri, &name).await;
+            let published = service.publish_source(&function, &source, &name).await;
             let mut before = None;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
-                let latest = &mut function.latest;
-                if latest.wanted.as_ref() != Some(&uri) {
+                if function.latest.wanted.as_ref() != Some(&source) {
                     return Ok(false);
                 }
-                latest.wanted = None;
-                match published.clone() {
-                    Ok(code) => {
-                        before = std::mem::replace(&mut latest.code, code).image;
-                        latest.state = State::Active;
-                        latest.last_update = Update::Successful;
-                    }
-                    Err(NoImage { code, reason }) => {
-                        let code = code.to_owned();
-                        if latest.state == State::Pending {
-                            latest.state = State::Failed { code: code.clone(), reason: reason.clone() };
-                        }
-                        latest.last_update = Update::Failed { code, reason };
-                    }
+                // Versions that were published with it wait for the same.
+                for version in function.versions.values_mut().filter(|version| version.wanted.as_ref() == Some(&source))
+                {
+                    version.came(&published);
                 }
-                latest.revision = new_id();
+                before = function.latest.came(&published);
+                function.latest.revision = new_id();
                 Ok(true)
             });
             let is_kept = matches!(changed, Ok((_, true)));
@@ -77,11 +69,50 @@ impl Service {
             if let Some(before) = before.filter(|_| is_kept) {
                 service.remove_unused(&function.tenant, &function.name, &before).await;
             }
+            service.remove_unused_packages(&function.tenant, &function.name).await;
             if !is_kept && published.is_ok() {
                 // Deleted or changed meanwhile, or not written down.
                 remove(&service.options, &function.tenant, &name).await;
             }
         });
+    }
+
+    /// Publishes what code is made of.
+    async fn publish_source(&self, function: &Function, source: &Source, name: &str) -> Result<Code, NoImage> {
+        let package = match source {
+            Source::Image(uri) => return publish(&self.options, &function.tenant, uri, None, name).await,
+            Source::Package(package) => package,
+        };
+        let failed = |reason: String| NoImage { code: "InvalidZipFileException", reason };
+        let Some(image) = self.options.runtimes.get(&package.runtime) else {
+            return Err(NoImage { code: "InvalidRuntime", reason: no_runtime(&self.options, &package.runtime) });
+        };
+        let path = self.packages.path(&function.tenant, &function.name, &package.sha256);
+        let folder = self.options.folder.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let package = std::fs::read(path).map_err(|error| format!("reading the package: {error}"))?;
+            let mut layer = tempfile::Builder::new()
+                .prefix("layer-")
+                .suffix(".tar")
+                .tempfile_in(folder)
+                .map_err(|error| error.to_string())?;
+            write_layer(&package, std::io::BufWriter::new(layer.as_file_mut()))?;
+            Ok(layer)
+        });
+        let layer = made.await.map_err(|_| failed("it was given up: this is a bug".into()))?.map_err(failed)?;
+        let code = publish(&self.options, &function.tenant, image, Some(layer.path()), name).await?;
+        Ok(Code { package: Some(package.clone()), ..code })
+    }
+
+    /// Removes packages that no version has any more.
+    pub(crate) async fn remove_unused_packages(self: &Arc<Self>, tenant: &str, function: &str) {
+        let (service, tenant, function) = (Arc::clone(self), tenant.to_owned(), function.to_owned());
+        let removed = tokio::task::spawn_blocking(move || {
+            let turn = service.packages.turn();
+            let found = service.registry.find(&tenant, &function);
+            turn.keep_only(&tenant, &function, &found.map(|function| function.packages()).unwrap_or_default());
+        });
+        let _ = removed.await;
     }
 
     /// Removes an image once no version has it and nothing that runs may still be started from it.
@@ -103,6 +134,28 @@ impl Service {
     }
 }
 
+impl Version {
+    /// The code that it waits for is there, or is not to be. Gives the image that it had before.
+    fn came(&mut self, published: &Result<Code, NoImage>) -> Option<String> {
+        self.wanted = None;
+        match published.clone() {
+            Ok(code) => {
+                self.state = State::Active;
+                self.last_update = Update::Successful;
+                std::mem::replace(&mut self.code, code).image
+            }
+            Err(NoImage { code, reason }) => {
+                let code = code.to_owned();
+                if self.state == State::Pending {
+                    self.state = State::Failed { code: code.clone(), reason: reason.clone() };
+                }
+                self.last_update = Update::Failed { code, reason };
+                None
+            }
+        }
+    }
+}
+
 /// What an image is called that holds a function's code.
 fn image_name(function: &str, id: &str) -> String {
     // A function's name may have capitals, which an image's may not.
@@ -110,16 +163,36 @@ fn image_name(function: &str, id: &str) -> String {
     format!("functions/{}:{}", hex(&hash.as_ref()[..8]), id.replace('-', ""))
 }
 
-/// Publishes an image under `name`.
+/// Why a runtime cannot be had, and what to do.
+pub(crate) fn no_runtime(options: &ServiceOptions, runtime: &str) -> String {
+    let known: Vec<&str> = options.runtimes.keys().map(String::as_str).collect();
+    let known = if known.is_empty() { "none is".to_owned() } else { format!("{} are", known.join(", ")) };
+    format!(
+        "Runtime {runtime} is not configured here, {known}: `snowmelt serve --runtime {runtime}=IMAGE` names the image that has it"
+    )
+}
+
+/// Publishes an image under `name`, perhaps with a layer over it.
 ///
 /// # Errors
 /// What is wrong with the image, or with what stores it.
-async fn publish(options: &ServiceOptions, tenant: &str, uri: &str, name: &str) -> Result<Code, NoImage> {
+async fn publish(
+    options: &ServiceOptions,
+    tenant: &str,
+    uri: &str,
+    layer: Option<&Path>,
+    name: &str,
+) -> Result<Code, NoImage> {
     let failed = |reason: String| NoImage { code: "InvalidImage", reason };
     // As clients name images: registry, name and tag.
     let is_named = SCHEMES.iter().any(|scheme| uri.starts_with(scheme));
     let source = if is_named { uri.to_owned() } else { format!("docker://{uri}") };
-    let output = command(options, tenant).args(["publish", &source, name]).stdout(Stdio::piped()).output();
+    let mut publish = command(options, tenant);
+    publish.args(["publish", &source, name]);
+    if let Some(layer) = layer {
+        publish.arg("--add-layer").arg(layer);
+    }
+    let output = publish.stdout(Stdio::piped()).output();
     let output = tokio::time::timeout(PATIENCE, output).await;
     let output = output.map_err(|_| failed(format!("it is not here after {} minutes", PATIENCE.as_secs() / 60)))?;
     let output = output.map_err(|error| failed(format!("cannot publish it: {error}")))?;
@@ -137,6 +210,7 @@ async fn publish(options: &ServiceOptions, tenant: &str, uri: &str, name: &str) 
         image: Some(name.to_owned()),
         manifest: said["manifest"].as_str().map(str::to_owned),
         bytes: said["content_bytes"].as_u64().unwrap_or(0),
+        package: None,
     })
 }
 

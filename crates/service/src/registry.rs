@@ -1,13 +1,15 @@
 //! The functions there are: in memory, and in a database that survives whatever happens to this process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use crate::Qualifier;
 use crate::api::ApiError;
 use crate::model::Function;
+use crate::url::UrlConfig;
 
 /// Tenant and name, with a byte between them that is in neither.
 const FUNCTIONS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("functions");
@@ -17,7 +19,24 @@ pub(crate) struct Registry {
     /// Held while something is changed, which waits for the disk.
     database: Mutex<Database>,
     /// What is in the database, for those who only look: nobody holds it for long.
-    functions: Mutex<BTreeMap<(String, String), Arc<Function>>>,
+    functions: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    functions: BTreeMap<(String, String), Arc<Function>>,
+    /// Whose URL has which id.
+    urls: HashMap<String, (String, String)>,
+}
+
+impl State {
+    fn put(&mut self, function: &Arc<Function>) {
+        let place = (function.tenant.clone(), function.name.clone());
+        if let Some(before) = self.functions.insert(place.clone(), Arc::clone(function)) {
+            before.urls.values().for_each(|url| drop(self.urls.remove(&url.id)));
+        }
+        self.urls.extend(function.urls.values().map(|url| (url.id.clone(), place.clone())));
+    }
 }
 
 fn key(tenant: &str, name: &str) -> String {
@@ -39,14 +58,12 @@ impl Registry {
         let begun = database.begin_write()?;
         begun.open_table(FUNCTIONS)?;
         begun.commit()?;
-        let mut functions = BTreeMap::new();
+        let mut functions = State::default();
         let read = database.begin_read()?;
         for entry in read.open_table(FUNCTIONS)?.iter()? {
             let (key, value) = entry?;
             match serde_json::from_slice::<Function>(value.value()) {
-                Ok(function) => {
-                    functions.insert((function.tenant.clone(), function.name.clone()), Arc::new(function));
-                }
+                Ok(function) => functions.put(&Arc::new(function)),
                 Err(error) => tracing::error!(%error, function = key.value().replace('\0', "/"), "is not understood"),
             }
         }
@@ -58,23 +75,32 @@ impl Registry {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Arc<Function>>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A tenant's function.
     pub(crate) fn find(&self, tenant: &str, name: &str) -> Option<Arc<Function>> {
-        self.lock().get(&(tenant.to_owned(), name.to_owned())).cloned()
+        self.lock().functions.get(&(tenant.to_owned(), name.to_owned())).cloned()
     }
 
     /// A tenant's functions, by name.
     pub(crate) fn list(&self, tenant: &str) -> Vec<Arc<Function>> {
-        self.lock().values().filter(|function| function.tenant == tenant).cloned().collect()
+        self.lock().functions.values().filter(|function| function.tenant == tenant).cloned().collect()
+    }
+
+    /// Whose URL has this id: the function, what of it is meant, and the URL's settings.
+    pub(crate) fn find_url(&self, id: &str) -> Option<(Arc<Function>, Option<Qualifier>, UrlConfig)> {
+        let state = self.lock();
+        let function = state.functions.get(state.urls.get(id)?)?;
+        let (qualifier, config) = function.urls.iter().find(|(_, config)| config.id == id)?;
+        let qualifier = Qualifier::parse(qualifier).ok().filter(|qualifier| *qualifier != Qualifier::Latest);
+        Some((Arc::clone(function), qualifier, config.clone()))
     }
 
     /// Everybody's.
     pub(crate) fn all(&self) -> Vec<Arc<Function>> {
-        self.lock().values().cloned().collect()
+        self.lock().functions.values().cloned().collect()
     }
 
     /// Makes a function.
@@ -118,7 +144,10 @@ impl Registry {
         let begun = database.begin_write().map_err(broken)?;
         begun.open_table(FUNCTIONS).map_err(broken)?.remove(key(tenant, name).as_str()).map_err(broken)?;
         begun.commit().map_err(broken)?;
-        self.lock().remove(&(tenant.to_owned(), name.to_owned())).ok_or_else(|| missing(name))
+        let mut state = self.lock();
+        let removed = state.functions.remove(&(tenant.to_owned(), name.to_owned())).ok_or_else(|| missing(name))?;
+        removed.urls.values().for_each(|url| drop(state.urls.remove(&url.id)));
+        Ok(removed)
     }
 
     /// On the disk first, then for everybody.
@@ -129,7 +158,7 @@ impl Registry {
         begun.open_table(FUNCTIONS).map_err(broken)?.insert(key.as_str(), bytes.as_slice()).map_err(broken)?;
         begun.commit().map_err(broken)?;
         let function = Arc::new(function);
-        self.lock().insert((function.tenant.clone(), function.name.clone()), Arc::clone(&function));
+        self.lock().put(&function);
         Ok(function)
     }
 }

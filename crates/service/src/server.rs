@@ -1,11 +1,16 @@
 //! The API over HTTP.
 
+mod packages;
+mod streaming;
+mod urls;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
+use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -19,7 +24,7 @@ use tokio::sync::Semaphore;
 use crate::FunctionName;
 use crate::api::{self, ApiError, event_stream};
 use crate::control::{Input, Success, act};
-use crate::invoke::{Given, Invoked, Target};
+use crate::invoke::{Given, Invoked};
 use crate::model::new_id;
 use crate::own;
 use crate::service::{AccessKey, Service};
@@ -30,8 +35,12 @@ const MOST_PAYLOAD: usize = 6 * 1024 * 1024;
 const MOST_EVENT: usize = 1024 * 1024;
 /// Bodies of the other actions.
 const MOST_BODY: usize = 1 << 20;
+/// Of those that bring a package, in base64: as AWS has it.
+const MOST_PACKAGE_BODY: usize = 70_167_211;
+/// Such bodies at once: each is in memory three times.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(2);
 /// Parts of a stream that wait for who reads it.
-const MOST_PARTS: usize = 4;
+const MOST_STREAMED_PARTS: usize = 4;
 /// Connections at once, and how long a head and a body may take.
 const MOST_CONNECTIONS: usize = 4096;
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -39,14 +48,15 @@ const BODY_PATIENCE: Duration = Duration::from_mins(2);
 /// Who calls without a key.
 pub(crate) const ANYBODY: &str = "default";
 
-pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
+pub(crate) type Answer = Response<Body>;
 
 /// Answers on a listener, for ever. What is wrong with a connection is that connection's.
 pub async fn serve(service: Arc<Service>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let (stream, _) = match listener.accept().await {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -60,7 +70,7 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener) {
             let _permit = permit;
             let answering = service_fn(move |request| {
                 let service = Arc::clone(&service);
-                async move { Ok::<_, Infallible>(answer(&service, request).await) }
+                async move { Ok::<_, Infallible>(answer(&service, request, peer.ip()).await) }
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
@@ -70,9 +80,16 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener) {
     }
 }
 
-async fn answer(service: &Arc<Service>, request: Request<Incoming>) -> Answer {
+async fn answer(service: &Arc<Service>, request: Request<Incoming>, peer: std::net::IpAddr) -> Answer {
     let id = new_id();
-    let mut answer = match handle(service, request).await {
+    let (head, body) = request.into_parts();
+    let host = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let host = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or("");
+    // By such a name only the function is reached, which is for browsers too.
+    if let Some(url) = service.options.urls.id_of(host, &service.options.place.region) {
+        return urls::serve(service, &url, &head, body, peer).await;
+    }
+    let mut answer = match handle(service, &head, body).await {
         Ok(answer) => answer,
         Err(error) => refuse(&error),
     };
@@ -97,8 +114,8 @@ fn refuse(error: &ApiError) -> Answer {
     answer
 }
 
-fn whole(body: Bytes) -> BoxBody<Bytes, Infallible> {
-    Full::new(body).boxed()
+pub(crate) fn whole(body: Bytes) -> Body {
+    Full::new(body).map_err(|never| match never {}).boxed()
 }
 
 fn json(status: u16, body: Option<&Value>) -> Answer {
@@ -110,15 +127,29 @@ fn json(status: u16, body: Option<&Value>) -> Answer {
     answer
 }
 
-async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<Answer, ApiError> {
-    let (head, body) = request.into_parts();
-    let headers: Vec<(String, String)> = head
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-        .collect();
+fn headers_of(head: &Parts) -> Vec<(String, String)> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
+}
+
+/// The whole of a body, of which no more is read than it may have.
+async fn read_body(body: Incoming, most: usize, what: &str) -> Result<Bytes, ApiError> {
+    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, most).collect()).await;
+    let body = body.map_err(|_| ApiError::invalid_content("the request did not come as a whole in time"))?;
+    let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
+        Some(_) => ApiError::too_large(format!("Request must be smaller than {most} bytes for {what}")),
+        None => ApiError::invalid_content(format!("the request did not come as a whole: {error}")),
+    })?;
+    Ok(body.to_bytes())
+}
+
+async fn handle(service: &Arc<Service>, head: &Parts, body: Incoming) -> Result<Answer, ApiError> {
+    let headers = headers_of(head);
     let (method, path, query) = (head.method.as_str(), head.uri.path(), head.uri.query().unwrap_or(""));
     let signed = |body| Signed { method, path, query, headers: &headers, body };
+    if let (Some(place), "GET") = (path.strip_prefix(packages::PREFIX), method) {
+        return packages::fetch(service, place, query).await;
+    }
     if let Some(answer) = own::answer(service, &signed(&[])).await? {
         return Ok(answer);
     }
@@ -127,28 +158,31 @@ async fn handle(service: &Arc<Service>, request: Request<Incoming>) -> Result<An
     let route = api::find(method, path, query)
         .ok_or_else(|| ApiError::unknown_operation(format!("AWS Lambda has no {method} {path}")))?;
     let is_invocation = matches!(route.action, "Invoke" | "InvokeWithResponseStream");
-    let most = if is_invocation { MOST_PAYLOAD } else { MOST_BODY };
-    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, most).collect()).await;
-    let body = body.map_err(|_| ApiError::invalid_content("the request did not come as a whole in time"))?;
-    let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
-        Some(_) => ApiError::too_large(format!("Request must be smaller than {most} bytes for {}", route.action)),
-        None => ApiError::invalid_content(format!("the request did not come as a whole: {error}")),
-    })?;
-    let body = body.to_bytes();
+    let most = match route.action {
+        _ if is_invocation => MOST_PAYLOAD,
+        "CreateFunction" | "UpdateFunctionCode" => MOST_PACKAGE_BODY,
+        _ => MOST_BODY,
+    };
+    let is_large = most == MOST_PACKAGE_BODY
+        && hyper::body::Body::size_hint(&body).upper().is_none_or(|size| size > MOST_BODY as u64);
+    let _room = if is_large { LARGE_BODIES.acquire().await.ok() } else { None };
+    let body = read_body(body, most, route.action).await?;
     let tenant = caller.verify(&signed(&body))?;
     let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
+    let base = format!("{}://{}", header("x-forwarded-proto").unwrap_or("http"), header("host").unwrap_or("localhost"));
+    let (path, query) = (route.parameters, api::query_values(query));
+    let mut input = Input { tenant, base, path, query, body: serde_json::Map::new() };
     if is_invocation {
         let is_streamed = route.action != "Invoke";
-        let input =
-            Input { tenant, path: route.parameters, query: api::query_values(query), body: serde_json::Map::new() };
         return invoke(service, &input, header, body, is_streamed).await;
     }
-    let input = Input { tenant, path: route.parameters, query: api::query_values(query), body: Input::body(&body)? };
     // It is written to the disk, which takes its time.
     let (service, action) = (Arc::clone(service), route.action);
     let handle = tokio::runtime::Handle::current();
     let acted = tokio::task::spawn_blocking(move || {
         let _context = handle.enter();
+        input.body = Input::body(&body)?;
+        drop(body);
         act(&service, action, &input)
     });
     let acted = acted.await.unwrap_or_else(|_| Err(ApiError::service("it was given up: this is a bug")));
@@ -259,8 +293,7 @@ async fn invoke<'a>(
         client_context: header("x-amz-client-context").map(decode_context).transpose()?,
         trace: header("x-amzn-trace-id").map(str::to_owned),
         wants_tail: header("x-amz-log-type").is_some_and(|kind| kind.eq_ignore_ascii_case("tail")),
-        id: None,
-        stream: None,
+        ..Given::default()
     };
     let Some(target) = target.filter(|_| kind != Some("Event")) else {
         let id = service.enqueue(&input.tenant, &named, &given, 0).await?;
@@ -269,7 +302,12 @@ async fn invoke<'a>(
         return Ok(answer);
     };
     if is_streamed {
-        return Ok(stream(service, target, given));
+        let streamed = streaming::start(service, target, given).await?;
+        let mut answer = Response::new(parts(streamed.frames));
+        set(&mut answer, "content-type", event_stream::CONTENT_TYPE);
+        set(&mut answer, "x-amzn-requestid", &streamed.id);
+        set(&mut answer, "x-amz-executed-version", &streamed.number);
+        return Ok(answer);
     }
     let Invoked { id, number, body, error, tail } = service.invoke(target, given).await?;
     let mut answer = Response::new(whole(body));
@@ -284,49 +322,12 @@ async fn invoke<'a>(
     Ok(answer)
 }
 
-/// Answers with what the function gives, as it comes.
-fn stream(service: &Arc<Service>, target: Target, mut given: Given) -> Answer {
-    let (parts, mut chunks) = tokio::sync::mpsc::channel(MOST_PARTS);
-    let (id, number) = (new_id(), target.number.clone());
-    given.id = Some(id.clone());
-    given.stream = Some(parts);
-    let (frames, body) = tokio::sync::mpsc::channel(MOST_PARTS);
-    let service = Arc::clone(service);
-    tokio::spawn(async move {
-        let pass_on = async {
-            while let Some(chunk) = chunks.recv().await {
-                // Who reads it may be gone; the function goes on.
-                let _ = frames.send(event_stream::chunk(&chunk)).await;
-            }
-        };
-        let (invoked, ()) = tokio::join!(service.invoke(target, given), pass_on);
-        let mut end = serde_json::Map::new();
-        let mut set = |name: &str, value: String| end.insert(name.into(), value.into());
-        match invoked {
-            Ok(Invoked { body, error: Some(_), tail, .. }) => {
-                let details = String::from_utf8_lossy(&body).into_owned();
-                let kind = serde_json::from_str::<Value>(&details).ok();
-                let kind = kind.and_then(|error| error.get("errorType")?.as_str().map(str::to_owned));
-                set("ErrorCode", kind.unwrap_or_else(|| "Unhandled".into()));
-                set("ErrorDetails", details);
-                tail.and_then(|tail| set("LogResult", tail));
-            }
-            Ok(Invoked { tail, .. }) => drop(tail.and_then(|tail| set("LogResult", tail))),
-            Err(error) => {
-                set("ErrorCode", error.name().to_owned());
-                set("ErrorDetails", error.message().to_owned());
-            }
-        }
-        let _ = frames.send(event_stream::complete(&Value::Object(end))).await;
-    });
+/// A body that comes in parts.
+fn parts(body: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Body {
     let frames = futures::stream::unfold(body, |mut body| async move {
-        body.recv().await.map(|bytes| (Ok(Frame::data(bytes)), body))
+        body.recv().await.map(|bytes| (bytes.map(Frame::data), body))
     });
-    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(frames)));
-    set(&mut answer, "content-type", event_stream::CONTENT_TYPE);
-    set(&mut answer, "x-amzn-requestid", &id);
-    set(&mut answer, "x-amz-executed-version", &number.to_string());
-    answer
+    BodyExt::boxed(StreamBody::new(frames))
 }
 
 /// Clients send it in base64; runtimes are given JSON.

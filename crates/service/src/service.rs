@@ -1,6 +1,6 @@
 //! The service: functions, their sandboxes, and what goes on between them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,17 @@ use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish, payload};
 use crate::events::{self, Events};
 use crate::hosts::{self, Came, Host, Table};
-use crate::journal::Journal;
+use crate::journal::{Journal, Sandboxes};
 use crate::link::{FromHost, Reason, ToHost};
 use crate::logs::Logs;
 use crate::measures::Board;
 use crate::model::{Version, new_id};
-use crate::placement::{Machine, Wanted};
+use crate::package::Packages;
+use crate::placement::{Machine, StartFor, Wanted};
+use crate::provisioning::Provisioning;
 use crate::publishing;
 use crate::registry::Registry;
+use crate::url::UrlBase;
 
 /// A key that callers sign with.
 #[derive(Clone)]
@@ -78,6 +81,10 @@ pub struct ServiceOptions {
     pub allows_http_destinations: bool,
     /// Who has it may see what all tenants' functions do, where there are access keys.
     pub status_token: Option<String>,
+    /// Images that packages run on, by the names of their runtimes.
+    pub runtimes: BTreeMap<String, String>,
+    /// What URLs of functions begin and end with.
+    pub urls: UrlBase,
     /// How this program is to be set up when it publishes: variables, as it reads them.
     pub environment: Vec<(String, String)>,
 }
@@ -85,6 +92,8 @@ pub struct ServiceOptions {
 /// A part of an answer.
 #[derive(Debug)]
 pub(crate) enum Piece {
+    /// It begins with the head of an answer of HTTP.
+    Http,
     /// More of it.
     Data(Bytes),
     /// Its end.
@@ -96,14 +105,13 @@ pub(crate) enum Piece {
 /// A sandbox that was started.
 struct Sandbox {
     key: Key,
+    start: StartFor,
     host: Option<Host>,
     /// How often its runtime has asked for an invocation, as far as it is known.
     asks: u64,
     invocation: Option<String>,
     /// When it must have asked again, or ended.
     deadline: Option<Instant>,
-    /// It is to begin as a part of an invocation, and is not started again.
-    is_last_try: bool,
     /// It is no sandbox for anybody any more, and writes its last lines.
     is_ending: bool,
     /// How much of its first invocation's time it took to begin.
@@ -111,9 +119,9 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    fn new(key: Key, deadline: Option<Instant>, is_last_try: bool) -> Self {
+    fn new(key: Key, deadline: Option<Instant>, start: StartFor) -> Self {
         let spent = Duration::ZERO;
-        Self { key, host: None, asks: 0, invocation: None, deadline, is_last_try, is_ending: false, spent }
+        Self { key, start, host: None, asks: 0, invocation: None, deadline, is_ending: false, spent }
     }
 
     fn has_begun(&self) -> bool {
@@ -131,6 +139,10 @@ pub struct Service {
     pub(crate) logs: Logs,
     pub(crate) board: Board,
     pub(crate) started: SystemTime,
+    pub(crate) packages: Packages,
+    pub(crate) provisioning: Provisioning,
+    /// What signs addresses that packages are fetched from, while this service is there.
+    pub(crate) address_key: [u8; 32],
     /// Of its folder, and of the state directory: hosts come to one service.
     _locks: [Flock<File>; 2],
     machine: Machine,
@@ -177,6 +189,9 @@ impl Service {
         let limits =
             Limits { account_concurrency: options.account_concurrency, burst: options.burst, idle: options.idle };
         let logs = Logs::new(&options.folder.join("logs"));
+        let packages = Packages::new(&options.folder.join("packages"));
+        let mut address_key = [0; 32];
+        getrandom::fill(&mut address_key)?;
         let service = Arc::new(Self {
             options,
             _locks: locks,
@@ -187,6 +202,9 @@ impl Service {
             logs,
             board: Board::default(),
             started: SystemTime::now(),
+            packages,
+            provisioning: Provisioning::default(),
+            address_key,
             machine,
             journal,
             background: Mutex::default(),
@@ -196,6 +214,9 @@ impl Service {
             publishing: Semaphore::new(publishing::MOST_AT_ONCE),
             readers: Arc::new(Semaphore::new(MOST_READERS)),
         });
+        for function in service.registry.all() {
+            service.set_aside(&function);
+        }
         service.expect_hosts(before);
         hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
@@ -209,11 +230,12 @@ impl Service {
     }
 
     /// Knows the sandboxes of a service before this one, whose hosts are to come soon, if they are still there.
-    fn expect_hosts(self: &Arc<Self>, before: BTreeMap<String, Key>) {
-        for (id, key) in before {
-            self.assignment.expect(&id, &key);
+    fn expect_hosts(self: &Arc<Self>, before: Sandboxes) {
+        for (id, (key, is_provisioned)) in before {
+            self.assignment.expect(&id, &key, is_provisioned);
             self.board.sandboxes.expected(&id, &key);
-            let entry = Sandbox::new(key, None, true);
+            let start = if is_provisioned { StartFor::Provisioned } else { StartFor::InvocationAgain };
+            let entry = Sandbox::new(key, None, start);
             self.sandboxes.lock().insert(id.clone(), entry);
             let service = Arc::downgrade(self);
             tokio::spawn(async move {
@@ -261,24 +283,25 @@ impl Service {
     }
 
     /// Starts a sandbox of this kind, in the background.
-    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version, is_last_try: bool) {
+    pub(crate) fn start_sandbox(self: &Arc<Self>, key: Key, version: Version, start: StartFor) {
         let service = Arc::clone(self);
+        let is_provisioned = start == StartFor::Provisioned;
         tokio::spawn(async move {
             let id = new_id();
             service.board.sandboxes.wished(&id, &key);
-            let limit = START_LIMIT + Duration::from_secs(version.settings.timeout.into());
-            let entry = Sandbox::new(key.clone(), Some(Instant::now() + limit), is_last_try);
+            let limit = START_LIMIT + start.init_limit(version.settings.timeout);
+            let entry = Sandbox::new(key.clone(), Some(Instant::now() + limit), start);
             service.sandboxes.lock().insert(id.clone(), entry);
-            service.assignment.starting(&id, &key);
+            service.assignment.starting(&id, &key, is_provisioned);
             // Before it is there, so that none is ever there that the next service does not know.
-            service.journal.started(&id, &key);
+            service.journal.started(&id, &key, is_provisioned);
             let wanted = Wanted {
                 sandbox: &id,
                 tenant: &key.tenant,
                 function: &key.function,
                 number: &key.number,
                 version: &version,
-                is_last_try,
+                start,
             };
             match service.machine.start(&wanted).await {
                 Ok(mut child) => {
@@ -348,6 +371,9 @@ impl Service {
             sandbox.invocation = None;
             sandbox.deadline = None;
             sandbox.spent = Duration::from_millis(init_ms.unwrap_or(0));
+            if sandbox.start == StartFor::Provisioned && number == 1 {
+                self.provisioning.succeeded(&sandbox.key);
+            }
         }
         self.assignment.free(host, Instant::now());
     }
@@ -356,22 +382,22 @@ impl Service {
     pub(crate) fn kill_at(self: &Arc<Self>, host: &Host, invocation: &str) {
         if self.ends(host, Reason::Timeout, |sandbox| sandbox.invocation.as_deref() == Some(invocation)).is_some() {
             let gone = self.assignment.gone(&host.sandbox, None);
-            self.follow(gone, false);
+            self.follow(gone, StartFor::Invocation);
         }
     }
 
-    /// Has a sandbox end if it is so; it stays known until it has, since what it writes then is for its log. Gives whether it was its last try.
-    fn ends(&self, host: &Host, reason: Reason, is_so: impl Fn(&Sandbox) -> bool) -> Option<bool> {
-        let is_last_try = {
+    /// Has a sandbox end if it is so; it stays known until it has, since what it writes then is for its log. Gives what it ran, and what for.
+    fn ends(&self, host: &Host, reason: Reason, is_so: impl Fn(&Sandbox) -> bool) -> Option<(Key, StartFor)> {
+        let ended = {
             let mut sandboxes = self.sandboxes.lock();
             let sandbox = sandboxes.get_mut(&host.sandbox).filter(|sandbox| !sandbox.is_ending && is_so(sandbox))?;
             sandbox.is_ending = true;
             sandbox.invocation = None;
             sandbox.deadline = Some(Instant::now() + GRACE);
-            sandbox.is_last_try
+            (sandbox.key.clone(), sandbox.start)
         };
         host.end(reason);
-        Some(is_last_try)
+        Some(ended)
     }
 
     fn remove(&self, sandbox: &str) -> Option<Sandbox> {
@@ -383,13 +409,13 @@ impl Service {
         removed
     }
 
-    fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>, is_last_try: bool) {
+    fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>, start: StartFor) {
         let Some((key, Wish::Start)) = wish else { return };
         let function = self.registry.find(&key.tenant, &key.function);
         let version =
             function.as_ref().and_then(|function| function.with_revision(&key.number, &key.revision)).cloned();
         if let Some(version) = version.filter(|_| !self.is_closing()) {
-            return self.start_sandbox(key, version, is_last_try);
+            return self.start_sandbox(key, version, start);
         }
         let message = format!("{} was changed or deleted", key.function);
         let error = json!({ "errorType": "Runtime.ExitError", "errorMessage": message });
@@ -404,6 +430,9 @@ impl Service {
         let failure = if sandbox.has_begun() {
             None
         } else {
+            if sandbox.start == StartFor::Provisioned {
+                self.provisioning.failed(&sandbox.key, how, Instant::now());
+            }
             let line = format!("INIT_REPORT Status: error\tError Type: {kind}\t{how}\n");
             self.logs.add(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
             Some(StartFailure::new(kind, &message, Bytes::new()))
@@ -417,15 +446,20 @@ impl Service {
             });
         }
         let gone = self.assignment.gone(id, failure.as_ref());
-        self.follow(gone, false);
+        self.follow(gone, StartFor::Invocation);
     }
 
-    /// A sandbox cannot begin. It is tried once more, as a part of the invocation that waits for it.
+    /// A sandbox cannot begin. One that somebody waits for is tried once more, as a part of the invocation.
     fn init_failed(self: &Arc<Self>, host: &Host, kind: &str, message: &str, said: Bytes) {
-        let Some(is_last_try) = self.ends(host, Reason::Failure, |_| true) else { return };
-        let failure = is_last_try.then(|| StartFailure::new(kind, message, said));
+        let Some((key, start)) = self.ends(host, Reason::Failure, |_| true) else { return };
+        if start == StartFor::Provisioned {
+            let why = if said.is_empty() { message.into() } else { String::from_utf8_lossy(&said) };
+            self.provisioning.failed(&key, &why, Instant::now());
+        }
+        let failure = (start == StartFor::InvocationAgain).then(|| StartFailure::new(kind, message, said));
         let gone = self.assignment.gone(&host.sandbox, failure.as_ref());
-        self.follow(gone, !is_last_try);
+        let next = if start == StartFor::Invocation { StartFor::InvocationAgain } else { StartFor::Invocation };
+        self.follow(gone, next);
     }
 
     /// Ends what is late: starts that do not begin, and runtimes that answered and ask for nothing more.
@@ -480,20 +514,22 @@ async fn reap(service: std::sync::Weak<Service>) {
         let Some(service) = service.upgrade() else { return };
         service.end_late();
         service.board.retain(|tenant, function| service.registry.find(tenant, function).is_some());
-        let current: HashSet<Key> =
-            service.assignment.keys().into_iter().filter(|key| service.is_current(key)).collect();
-        let is_current = |key: &Key| current.contains(key);
-        for host in service.assignment.reap(service.limits.idle, Instant::now(), &is_current) {
+        service.provision();
+        let keys = service.assignment.keys().into_iter();
+        let current: HashMap<Key, usize> = keys.filter_map(|key| Some((key.clone(), service.kept(&key)?))).collect();
+        let kept = |key: &Key| current.get(key).copied();
+        for host in service.assignment.reap(service.limits.idle, Instant::now(), &kept) {
             host.tell(ToHost::End(Reason::Spindown), Bytes::new()).await;
         }
     }
 }
 
 impl Service {
-    /// Whether a function still has what a sandbox runs.
-    fn is_current(&self, key: &Key) -> bool {
-        let function = self.registry.find(&key.tenant, &key.function);
-        function.is_some_and(|function| function.has_revision(&key.number, &key.revision))
+    /// How many sandboxes of a kind are kept whether they are needed or not; `None` where the function has not any more what they run.
+    fn kept(&self, key: &Key) -> Option<usize> {
+        let function = self.registry.find(&key.tenant, &key.function)?;
+        function.with_revision(&key.number, &key.revision)?;
+        Some(function.provisioned_of(&key.number) as usize)
     }
 
     /// A host has come. False if there is no such sandbox: it is then to end.
@@ -543,6 +579,7 @@ impl Service {
                 }
                 self.answer(&id, piece).await;
             }
+            FromHost::Http { id } => self.answer(&id, Piece::Http).await,
             FromHost::Failed { id, kind, tail } => {
                 self.is_done(host, &id);
                 self.answer(&id, Piece::Failed { kind, body, tail }).await;

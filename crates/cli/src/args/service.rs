@@ -26,6 +26,10 @@ pub(crate) struct ServiceArgs {
     /// Let functions have images from files of this machine (oci:DIR:TAG and the like), which callers then can read.
     #[arg(long)]
     pub(crate) allow_local_images: bool,
+    /// The image that functions of a zip package run on, by the name of their runtime: python3.12=registry.example/python:3.12. May be
+    /// given several times.
+    #[arg(long, value_name = "NAME=IMAGE", value_parser = runtime)]
+    pub(crate) runtime: Vec<(String, String)>,
     /// The region of ARNs.
     #[arg(long, value_name = "NAME", default_value = "us-east-1")]
     pub(crate) region: String,
@@ -47,7 +51,20 @@ pub(crate) struct ServiceArgs {
     /// Let destinations be addresses: records are sent from this machine, to whatever it reaches.
     #[arg(long, hide_short_help = true)]
     pub(crate) allow_http_destinations: bool,
+    /// What function URLs end with: functions.example.org, or http://example.org:8080 without TLS; something in front of the
+    /// service passes them on with their host [default: http://localhost with the port of --listen].
+    #[arg(long, value_name = "DOMAIN", value_parser = snowmelt_service::UrlBase::parse, hide_short_help = true)]
+    pub(crate) url_domain: Option<snowmelt_service::UrlBase>,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,
+}
+
+fn runtime(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, image)) if !name.is_empty() && !image.is_empty() && !image.starts_with('-') => {
+            Ok((name.to_owned(), image.to_owned()))
+        }
+        _ => Err(format!("{text:?}: expected such as python3.12=registry.example/python:3.12")),
+    }
 }

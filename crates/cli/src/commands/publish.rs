@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use snowmelt_chunk::{DEFAULT_CHUNK_SIZE, Scope};
 use snowmelt_image::{
-    FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, flatten,
+    FlatImage, FlattenOptions, ImageConfig, OpenOptions, PlacementKind, Progress, SourceRef, add_layers, flatten,
     flatten_directory, open, suggested_name,
 };
 use snowmelt_keys::Service;
@@ -142,10 +142,13 @@ fn read_source(app: &App, args: &PublishArgs) -> Result<FlatImage> {
             "--platform chooses among the images of an index: {} has none",
             args.source
         );
+        anyhow::ensure!(args.add_layer.is_empty(), "--add-layer is for images: {} has no layers", args.source);
         flatten_directory(path, ImageConfig::default(), &options)?
     } else {
         let open_options = OpenOptions { platform: args.platform.clone(), insecure_http: args.insecure };
-        flatten(&*open(&args.source, &open_options)?, &options)?
+        let image = open(&args.source, &open_options)?;
+        let image = if args.add_layer.is_empty() { image } else { add_layers(image, &args.add_layer)? };
+        flatten(&*image, &options)?
     };
     bar.finish_and_clear();
     Ok(image)

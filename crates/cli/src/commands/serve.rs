@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use snowmelt_service::{AccessKey, Place, Service, ServiceOptions, serve as answer};
+use snowmelt_service::{AccessKey, Place, Service, ServiceOptions, UrlBase, serve as answer};
 
 use crate::app::App;
 use crate::args::ServiceArgs;
@@ -20,7 +20,7 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "sandboxes mount images, which needs root: use sudo");
-    let options = options(app, args)?;
+    let mut options = options(app, args)?;
     ensure!(
         !options.access_keys.is_empty() || args.listen.ip().is_loopback(),
         "without --access-keys everybody who reaches {} may run code here: listen on 127.0.0.1, or give keys",
@@ -33,6 +33,9 @@ pub(crate) fn serve(app: &App, args: &ServiceArgs) -> Result<ExitCode> {
         let listener = tokio::net::TcpListener::bind(args.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", args.listen))?;
         let address = listener.local_addr()?;
+        if args.url_domain.is_none() {
+            options.urls.port = Some(address.port());
+        }
         let service = Service::start(options).map_err(|error| anyhow::anyhow!("starting: {error}"))?;
         output::print(&ready(app.json, address, token.as_deref()))?;
         let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -92,6 +95,12 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
         retry_after: args.retry_after.0,
         destinations: args.destinations.as_deref().map(absolute).transpose()?,
         allows_http_destinations: args.allow_http_destinations,
+        runtimes: args.runtime.iter().cloned().collect(),
+        urls: args.url_domain.clone().unwrap_or_else(|| UrlBase {
+            scheme: "http".into(),
+            domain: "localhost".into(),
+            port: Some(args.listen.port()),
+        }),
         environment: app.config.environment(),
     })
 }

@@ -5,7 +5,11 @@ mod commands;
 mod extensions;
 mod faults;
 mod harness;
+mod packages;
 mod page;
+mod provisioned;
+mod publishing;
+mod urls;
 mod watching;
 
 use self::harness::Service;
@@ -220,7 +224,7 @@ bad("MemorySize", "128 to 10240", MemorySize=64)
 bad("Size", EphemeralStorage={"Size": 10})
 bad("reserved keys", "AWS_REGION", Environment={"Variables": {"AWS_REGION": "x"}})
 bad("4096", Environment={"Variables": {"A1": "x" * 5000}})
-bad("Zip", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
+bad("--runtime python3.12=IMAGE", PackageType="Zip", Code={"ZipFile": b"x"}, Runtime="python3.12", Handler="a.b")
 bad("VpcConfig", "not supported", VpcConfig={"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]})
 bad("Architectures", Architectures=["arm64" if os.uname().machine == "x86_64" else "x86_64"])
 bad("names no function", FunctionName="a b")
@@ -239,7 +243,7 @@ refused("InvalidRuntimeException", lambda: invoke({}, name="broken"), "/nowhere"
 refused("ResourceNotFoundException", lambda: client.get_function(FunctionName="nobody"), "nobody")
 refused("InvalidRequestContentException", lambda: client.invoke(FunctionName="broken", Payload=b"{"))
 refused("RequestTooLargeException", lambda: client.invoke(FunctionName="broken", Payload=b'"' + b"x" * (6 << 20) + b'"'))
-refused("NotImplementedException", lambda: client.list_layers(), "ListLayers")
+refused("NotImplementedException", lambda: client.get_layer_version(LayerName="x", VersionNumber=1), "GetLayerVersion")
 import urllib.request, urllib.error
 def status(path, **headers):
     try:

@@ -21,7 +21,9 @@ enum Kind {
     InvalidSignature,
     MissingAuthenticationToken,
     NotImplemented,
+    PolicyLengthExceeded,
     PreconditionFailed,
+    ProvisionedConcurrencyConfigNotFound,
     RequestTooLarge,
     ResourceConflict,
     ResourceNotFound,
@@ -42,7 +44,9 @@ impl Kind {
             Self::InvalidSignature => ("InvalidSignatureException", 403, false),
             Self::MissingAuthenticationToken => ("MissingAuthenticationTokenException", 403, false),
             Self::NotImplemented => ("NotImplementedException", 501, true),
+            Self::PolicyLengthExceeded => ("PolicyLengthExceededException", 400, false),
             Self::PreconditionFailed => ("PreconditionFailedException", 412, false),
+            Self::ProvisionedConcurrencyConfigNotFound => ("ProvisionedConcurrencyConfigNotFoundException", 404, false),
             Self::RequestTooLarge => ("RequestTooLargeException", 413, false),
             Self::ResourceConflict => ("ResourceConflictException", 409, false),
             Self::ResourceNotFound => ("ResourceNotFoundException", 404, true),
@@ -79,8 +83,12 @@ constructors! {
     not_signed => MissingAuthenticationToken;
     /// AWS has this and we do not.
     not_implemented => NotImplemented;
+    /// A policy has too much in it.
+    policy_too_long => PolicyLengthExceeded;
     /// It is not as the caller took it to be.
     precondition => PreconditionFailed;
+    /// No sandboxes are kept.
+    not_provisioned => ProvisionedConcurrencyConfigNotFound;
     /// The body is too long.
     too_large => RequestTooLarge;
     /// Something is there already, or in the way.

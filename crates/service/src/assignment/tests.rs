@@ -18,19 +18,23 @@ impl Place {
         Self { assignment: Assignment::default(), now: Instant::now(), sandboxes: 0 }
     }
 
-    fn acquire(&self, function: &str, reserved: Option<u32>) -> Result<Got, ApiError> {
-        self.assignment.acquire(&key(function), reserved, &LIMITS, self.now)
+    fn acquire(&self, function: &str) -> Result<Got, ApiError> {
+        self.assignment.acquire(&key(function), &LIMITS, self.now)
+    }
+
+    fn set_aside(&self, function: &str, reserved: Option<u32>, provisioned: u32) {
+        self.assignment.set_aside("t", function, Aside { reserved, provisioned });
     }
 
     fn wait(&self, function: &str) -> (oneshot::Receiver<Assigned>, Wish) {
-        match self.acquire(function, None).unwrap() {
+        match self.acquire(function).unwrap() {
             Got::Later(receiver, wish) => (receiver, wish),
             Got::Warm(host) => panic!("{} is idle", host.sandbox),
         }
     }
 
     fn warm(&self, function: &str) -> Host {
-        match self.acquire(function, None).unwrap() {
+        match self.acquire(function).unwrap() {
             Got::Warm(host) => host,
             Got::Later(..) => panic!("none is idle"),
         }
@@ -40,7 +44,7 @@ impl Place {
     fn started(&mut self, function: &str) -> (Host, bool) {
         self.sandboxes += 1;
         let host = Host::nowhere(&format!("sandbox-{}", self.sandboxes));
-        self.assignment.starting(&host.sandbox, &key(function));
+        self.assignment.starting(&host.sandbox, &key(function), false);
         let is_given = self.assignment.free(&host, self.now);
         (host, is_given)
     }
@@ -89,11 +93,33 @@ fn no_more_start_than_wait() {
 fn limits_of_function_and_account_are_told_apart() {
     let place = Place::new();
     let reason = |result: Result<Got, ApiError>| result.err().unwrap().body()["Reason"].as_str().unwrap().to_owned();
-    assert_eq!(reason(place.acquire("f", Some(0))), "ReservedFunctionConcurrentInvocationLimitExceeded");
-    let _first = place.acquire("f", Some(1)).unwrap();
-    assert_eq!(reason(place.acquire("f", Some(1))), "ReservedFunctionConcurrentInvocationLimitExceeded");
+    place.set_aside("f", Some(0), 0);
+    assert_eq!(reason(place.acquire("f")), "ReservedFunctionConcurrentInvocationLimitExceeded");
+    place.set_aside("f", Some(1), 0);
+    let _first = place.acquire("f").unwrap();
+    assert_eq!(reason(place.acquire("f")), "ReservedFunctionConcurrentInvocationLimitExceeded");
     let _others: Vec<_> = (0..9).map(|number| place.wait(&number.to_string())).collect();
-    assert_eq!(reason(place.acquire("g", None)), "ConcurrentInvocationLimitExceeded");
+    assert_eq!(reason(place.acquire("g")), "ConcurrentInvocationLimitExceeded");
+}
+
+#[test]
+fn what_is_set_aside_is_nobody_elses() {
+    let place = Place::new();
+    let is_refused = |function: &str| place.acquire(function).is_err();
+    place.set_aside("reserved", Some(4), 0);
+    place.set_aside("kept", None, 3);
+    // Three are left for all.
+    let _shared: Vec<_> = (0..3).map(|_| place.wait("shared")).collect();
+    assert!(is_refused("shared") && is_refused("other"));
+    let _reserved: Vec<_> = (0..4).map(|_| place.wait("reserved")).collect();
+    assert!(is_refused("reserved"));
+    let _kept: Vec<_> = (0..3).map(|_| place.wait("kept")).collect();
+    // Beyond what is kept it shares, of which there is nothing.
+    assert!(is_refused("kept"));
+    place.set_aside("reserved", None, 0);
+    assert!(is_refused("reserved"));
+    place.set_aside("kept", None, 0);
+    assert!(is_refused("kept"));
 }
 
 #[test]
@@ -111,7 +137,7 @@ fn a_start_that_fails_is_told_to_one_and_tried_again_for_the_others() {
     let (mut first, _) = place.wait("f");
     let (mut second, _) = place.wait("f");
     for sandbox in ["a", "b"] {
-        place.assignment.starting(sandbox, &key("f"));
+        place.assignment.starting(sandbox, &key("f"), false);
     }
     let failure = StartFailure::new("", "", "why".into());
     let (_, wish) = place.assignment.gone("a", Some(&failure)).unwrap();
@@ -128,7 +154,7 @@ fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
     let (_first, _) = place.wait("f");
     let (host, _) = place.started("f");
     let (mut second, _) = place.wait("f");
-    place.assignment.starting("b", &key("f"));
+    place.assignment.starting("b", &key("f"), false);
     place.assignment.gone("b", Some(&StartFailure::new("", "", "why".into())));
     assert!(second.try_recv().unwrap().is_err());
     let (_third, _) = place.wait("f");
@@ -156,7 +182,7 @@ fn what_is_idle_for_long_or_runs_old_code_is_ended() {
         place.started(function);
     }
     let reaped = |place: &Place, is_current: &dyn Fn(&Key) -> bool| -> Vec<String> {
-        let reaped = place.assignment.reap(LIMITS.idle, place.now, is_current);
+        let reaped = place.assignment.reap(LIMITS.idle, place.now, &|key| is_current(key).then_some(0));
         reaped.into_iter().map(|host| host.sandbox).collect()
     };
     assert!(reaped(&place, &|_| true).is_empty());
@@ -198,12 +224,81 @@ fn nobody_waits_for_what_cannot_be_started() {
 #[test]
 fn sandboxes_of_a_service_before_are_neither_lost_nor_counted_twice() {
     let place = Place::new();
-    place.assignment.expect("idle", &key("f"));
-    place.assignment.expect("busy", &key("f"));
-    place.assignment.expect("never-comes", &key("f"));
+    place.assignment.expect("idle", &key("f"), false);
+    place.assignment.expect("busy", &key("f"), false);
+    place.assignment.expect("never-comes", &key("f"), false);
     assert_eq!(place.counts(), Counts { starting: 3, ..Counts::default() });
     place.assignment.free(&Host::nowhere("idle"), place.now);
     place.assignment.adopt_busy(&Host::nowhere("busy"));
     place.assignment.gone("never-comes", None);
     assert_eq!(place.counts(), Counts { idle: 1, busy: 1, ..Counts::default() });
+}
+
+#[test]
+fn what_is_kept_is_taken_first_and_not_ended() {
+    let mut place = Place::new();
+    drop(place.wait("f"));
+    let (on_demand, _) = place.started("f");
+    assert_eq!((place.assignment.provision(&key("f"), 3, 2), place.assignment.provision(&key("f"), 3, 2)), (2, 1));
+    assert_eq!(place.assignment.provision(&key("f"), 3, 2), 0);
+    for sandbox in ["a", "b", "c"] {
+        place.assignment.starting(sandbox, &key("f"), true);
+        assert_eq!(place.assignment.provisioned(&key("f")).0, 3);
+    }
+    for sandbox in ["a", "b"] {
+        place.assignment.free(&Host::nowhere(sandbox), place.now);
+    }
+    assert_eq!(place.assignment.provisioned(&key("f")), (3, 2));
+    assert_eq!((place.warm("f").sandbox, place.warm("f").sandbox), ("b".into(), "a".into()));
+    assert_eq!(place.assignment.provisioned(&key("f")), (3, 2));
+    assert_eq!(place.warm("f").sandbox, on_demand.sandbox);
+    for host in [Host::nowhere("a"), Host::nowhere("b"), Host::nowhere("c"), on_demand] {
+        place.assignment.free(&host, place.now);
+    }
+    place.now += 2 * LIMITS.idle;
+    let reap = |place: &Place, kept| {
+        let reaped = place.assignment.reap(LIMITS.idle, place.now, &|_| kept);
+        reaped.into_iter().map(|host| host.sandbox).collect::<Vec<_>>()
+    };
+    assert_eq!(reap(&place, Some(3)), ["sandbox-1"]);
+    assert!(reap(&place, Some(3)).is_empty());
+    // One that ends is missed, and one that is not wanted any more is not.
+    place.assignment.gone("c", None);
+    assert_eq!(place.assignment.provision(&key("f"), 3, 8), 1);
+    place.assignment.starting("d", &key("f"), true);
+    place.assignment.gone("d", Some(&StartFailure::new("", "", "why".into())));
+    assert_eq!(reap(&place, Some(1)).len(), 1);
+    assert_eq!(place.assignment.provisioned(&key("f")), (1, 1));
+    assert_eq!(reap(&place, None).len(), 1);
+    assert_eq!(place.counts(), Counts::default());
+}
+
+proptest::proptest! {
+    #[test]
+    fn what_is_counted_is_what_there_is(steps in proptest::collection::vec((0_u8..8, 0_u8..6), 0..200)) {
+        let place = Place::new();
+        let mut waiting = Vec::new();
+        let name = |number: u8| format!("s{number}");
+        for (what, which) in steps {
+            let function = key(if which % 2 == 0 { "f" } else { "g" });
+            match what {
+                0 | 1 => if let Ok(Got::Later(receiver, _)) = place.assignment.acquire(&function, &LIMITS, place.now) {
+                    waiting.push(receiver);
+                },
+                2 => if !place.assignment.lock().of.contains_key(&name(which)) {
+                    place.assignment.expect(&name(which), &function, which > 3);
+                },
+                3 => drop(place.assignment.free(&Host::nowhere(&name(which)), place.now)),
+                4 => drop(place.assignment.gone(&name(which), Some(&StartFailure::new("", "", "why".into())))),
+                5 => drop(waiting.pop()),
+                6 => place.assignment.set_aside("t", &function.function, Aside { reserved: (which > 2).then_some(u32::from(which)), provisioned: 2 }),
+                _ => drop(place.assignment.reap(LIMITS.idle, place.now + LIMITS.idle, &|_| Some(1))),
+            }
+            let counts = place.counts();
+            let state = place.assignment.lock();
+            proptest::prop_assert_eq!(state.usage.in_use(), counts.busy + counts.waiting);
+            let kept = state.of.values().filter(|member| member.is_provisioned).count();
+            proptest::prop_assert_eq!(state.pools.values().map(|pool| pool.provisioned).sum::<usize>(), kept);
+        }
+    }
 }

@@ -117,10 +117,12 @@ impl Act<'_> {
 
     pub(super) fn delete_alias(&self) -> Result<Success, ApiError> {
         let (function, name) = (self.name_alone()?, self.alias_name()?);
-        self.service.registry.change(&self.input.tenant, &function, |function| {
+        let (function, ()) = self.service.registry.change(&self.input.tenant, &function, |function| {
             function.aliases.remove(&name);
+            function.forget(&name);
             Ok(())
         })?;
+        self.service.set_aside(&function);
         Ok(Success::no_content())
     }
 }

@@ -44,7 +44,7 @@ impl Act<'_> {
         let destination = |which: &str| -> Result<Option<String>, ApiError> {
             let Some(Value::Object(to)) = destinations.and_then(|all| all.get(which)) else { return Ok(None) };
             let Some(to) = super::input::text(to, "Destination")?.filter(|to| !to.is_empty()) else { return Ok(None) };
-            check_destination(self.service, &self.input.tenant, &to)?;
+            check_destination(self.service, &self.input.tenant, "Destination", &to)?;
             Ok(Some(to))
         };
         let (on_success, on_failure) = (destination("OnSuccess")?, destination("OnFailure")?);

@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use super::code::GivenCode;
+use super::concurrency::set_aside;
 use super::{Act, Success, settings};
 use crate::api::ApiError;
-use crate::model::{Code, Function, State, Update, Version, new_id};
+use crate::assignment::Aside;
+use crate::events::check_destination;
+use crate::model::{Code, Function, Source, State, Update, Version, new_id};
 use crate::{FunctionName, Qualifier};
 
 /// Tags of a function.
@@ -32,15 +36,12 @@ impl Act<'_> {
         self.service.registry.find(&self.input.tenant, name).ok_or_else(missing)
     }
 
-    fn check_source(&self, uri: &str) -> Result<(), ApiError> {
-        let is_local =
-            ["oci:", "oci-archive:", "docker-archive:", "dir:", "/", "."].iter().any(|start| uri.starts_with(start));
-        if is_local && !self.service.options.allows_local_images {
-            return Err(ApiError::invalid(format!(
-                "ImageUri {uri:?}: images from files of this machine are not allowed: `snowmelt serve --allow-local-images` allows them"
-            )));
+    /// That what could not be run can be sent to where it is to be sent.
+    fn check_dead_letter(&self) -> Result<(), ApiError> {
+        match settings::dead_letter(self.input)?.filter(|target| !target.is_empty()) {
+            Some(target) => check_destination(self.service, &self.input.tenant, "DeadLetterConfig", &target),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// That nobody has changed it since the caller looked.
@@ -67,37 +68,34 @@ impl Act<'_> {
     pub(super) fn create_function(&self) -> Result<Success, ApiError> {
         let input = self.input;
         let name = FunctionName::parse(&input.needed("FunctionName")?, self.place())?.unqualified()?;
-        if input.text("PackageType")?.as_deref() != Some("Image") {
-            return Err(ApiError::invalid(
-                "PackageType must be Image: packages of type Zip are not supported (docs/lambda-api.md)",
-            ));
-        }
-        for unfit in ["Runtime", "Handler"] {
-            if input.body.contains_key(unfit) {
-                return Err(ApiError::invalid(format!("{unfit} is for packages of type Zip: leave it out for images")));
-            }
-        }
         let code = input.object("Code")?.ok_or_else(|| super::input::missing("Code"))?;
-        let uri = settings::image_uri(code)?;
-        self.check_source(&uri)?;
+        let given = self.given_code(code, None)?;
         let tags = match input.object("Tags")? {
             None => BTreeMap::new(),
             Some(tags) => super::input::texts(tags, "tag")?,
         };
         check_tags(&tags)?;
+        let settings = settings::new(input)?;
+        self.check_dead_letter()?;
+        let turn = self.service.packages.turn();
+        if self.service.registry.find(&input.tenant, &name).is_some() {
+            return Err(ApiError::conflict(format!("Function already exist: {name}")));
+        }
+        let source = self.keep(&turn, &name, given)?;
+        let uri = match &source {
+            Source::Image(uri) => uri.clone(),
+            Source::Package(_) => String::new(),
+        };
         let latest = Version {
-            code: Code { image_uri: uri.clone(), image: None, manifest: None, bytes: 0 },
-            wanted: Some(uri),
-            settings: settings::new(input)?,
+            code: Code { image_uri: uri, image: None, manifest: None, bytes: 0, package: None },
+            wanted: Some(source),
+            settings,
             state: State::Pending,
             last_update: Update::InProgress,
             modified: Utc::now(),
             revision: new_id(),
         };
-        if input.flag("Publish")? {
-            return Err(ApiError::invalid("Publish: call PublishVersion once the function is Active"));
-        }
-        let function = Function {
+        let mut function = Function {
             tenant: input.tenant.clone(),
             name,
             latest,
@@ -105,12 +103,28 @@ impl Act<'_> {
             aliases: BTreeMap::new(),
             tags,
             event_configs: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            urls: BTreeMap::new(),
+            provisioned: BTreeMap::new(),
             reserved_concurrency: None,
             next_version: 1,
+            allows_recursion: false,
         };
+        let number = input.flag("Publish")?.then(|| function.add_version(function.latest.clone()));
         let function = self.service.registry.create(function)?;
+        drop(turn);
         self.service.publish(&function);
-        Ok(Success::created(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+        Ok(Success::created(self.published(&function, number)?))
+    }
+
+    /// The version that was just made, or `$LATEST`.
+    fn published(&self, function: &Function, number: Option<u64>) -> Result<Value, ApiError> {
+        let Some(number) = number.map(Qualifier::Version) else {
+            return Ok(self.configuration(function, &function.latest, &Qualifier::Latest, None));
+        };
+        let found = function.resolve(Some(&number), 0.0);
+        let (_, version) = found.ok_or_else(|| ApiError::service("a version is gone that was just made"))?;
+        Ok(self.configuration(function, version, &number, Some(&number)))
     }
 
     pub(super) fn configuration(
@@ -123,7 +137,7 @@ impl Act<'_> {
         function.configuration(self.place(), version, number, asked)
     }
 
-    fn resolved(&self) -> Result<(std::sync::Arc<Function>, FunctionName), ApiError> {
+    pub(super) fn resolved(&self) -> Result<(std::sync::Arc<Function>, FunctionName), ApiError> {
         let named = self.named()?;
         let function = self.find(&named.name)?;
         if function.resolve(named.qualifier.as_ref(), 1.0).is_none() {
@@ -144,10 +158,7 @@ impl Act<'_> {
         let (function, named) = self.resolved()?;
         let found = function.resolve(named.qualifier.as_ref(), 1.0);
         let (number, version) = found.ok_or_else(|| ApiError::not_found("Function not found"))?;
-        let mut code = json!({ "RepositoryType": "ECR", "ImageUri": version.code.image_uri });
-        if let Some(manifest) = &version.code.manifest {
-            code["ResolvedImageUri"] = json!(format!("{}@sha256:{manifest}", version.code.image_uri));
-        }
+        let code = self.show_code(&function, version);
         let mut all = json!({
             "Configuration": self.configuration(&function, version, &number, named.qualifier.as_ref()),
             "Code": code,
@@ -186,6 +197,7 @@ impl Act<'_> {
         match &named.qualifier {
             None => {
                 let function = registry.remove(tenant, &named.name)?;
+                self.service.assignment.set_aside(tenant, &named.name, Aside::default());
                 self.service.logs.remove(tenant, &named.name);
                 self.service.board.forget(tenant, &named.name);
                 let versions = function.versions.values().chain([&function.latest]);
@@ -204,8 +216,10 @@ impl Act<'_> {
                     if !users.is_empty() {
                         return Err(ApiError::conflict(format!("Version {number} is used by the aliases {users:?}")));
                     }
+                    function.forget(&number.to_string());
                     Ok(function.versions.remove(number))
                 })?;
+                self.service.set_aside(&function);
                 let image = removed.and_then(|removed| removed.code.image);
                 self.remove_images(&named.name, image.into_iter().filter(|image| !function.uses(image)).collect());
             }
@@ -224,6 +238,7 @@ impl Act<'_> {
         let (service, tenant, function) =
             (std::sync::Arc::clone(self.service), self.input.tenant.clone(), function.to_owned());
         self.service.in_background(async move {
+            service.remove_unused_packages(&tenant, &function).await;
             for image in images {
                 service.remove_unused(&tenant, &function, &image).await;
             }
@@ -232,42 +247,54 @@ impl Act<'_> {
 
     pub(super) fn update_code(&self) -> Result<Success, ApiError> {
         let name = self.name_alone()?;
-        let uri = settings::image_uri(&self.input.body)?;
-        self.check_source(&uri)?;
-        let is_dry = self.input.flag("DryRun")?;
-        if self.input.flag("Publish")? {
-            return Err(ApiError::invalid("Publish: call PublishVersion once the update is Successful"));
-        }
+        settings::refuse_what_is_not_there(&self.input.body)?;
+        let (is_dry, is_published) = (self.input.flag("DryRun")?, self.input.flag("Publish")?);
         let found = self.find(&name)?;
+        let given = self.given_code(&self.input.body, Some(&found.latest))?;
         if is_dry {
             self.check_revision(&found.latest)?;
-            return Ok(Success::ok(self.configuration(&found, &found.latest, &Qualifier::Latest, None)));
+            let mut dry = found.latest.clone();
+            if let GivenCode::Package { package, .. } = given {
+                dry.wanted = Some(Source::Package(package));
+            }
+            return Ok(Success::ok(self.configuration(&found, &dry, &Qualifier::Latest, None)));
         }
-        let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
+        // Those that would be refused are not kept.
+        self.check_idle(&found)?;
+        let turn = self.service.packages.turn();
+        let source = self.keep(&turn, &name, given)?;
+        let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
             let latest = &mut function.latest;
             settings::architecture(self.input, &mut latest.settings)?;
             // What runs goes on with the image that it has, until the new one is there.
-            latest.wanted = Some(uri);
+            latest.wanted = Some(source);
             latest.last_update = Update::InProgress;
             latest.modified = Utc::now();
-            Ok(())
+            // Its version has no code until then.
+            let version = Version { state: State::Pending, ..latest.clone() };
+            Ok(is_published.then(|| function.add_version(version)))
         })?;
+        drop(turn);
         self.service.publish(&function);
-        Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
+        Ok(Success::ok(self.published(&function, number)?))
     }
 
     pub(super) fn update_configuration(&self) -> Result<Success, ApiError> {
         let name = self.name_alone()?;
+        self.check_dead_letter()?;
         let (function, ()) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
             settings::change(self.input, &mut function.latest.settings)?;
+            self.change_package(&mut function.latest)?;
             function.latest.modified = Utc::now();
             function.latest.revision = new_id();
             Ok(())
         })?;
+        // Where its runtime is another one now.
+        self.service.publish(&function);
         Ok(Success::ok(self.configuration(&function, &function.latest, &Qualifier::Latest, None)))
     }
 
@@ -278,7 +305,7 @@ impl Act<'_> {
         let (function, number) = self.service.registry.change(&self.input.tenant, &name, |function| {
             self.check_revision(&function.latest)?;
             self.check_idle(function)?;
-            if code_sha.as_ref().is_some_and(|code| function.latest.code.manifest.as_ref() != Some(code)) {
+            if code_sha.as_ref().is_some_and(|code| function.latest.code_sha256() != *code) {
                 return Err(ApiError::invalid("CodeSha256 does not match that of $LATEST"));
             }
             let mut version = function.latest.clone();
@@ -292,16 +319,9 @@ impl Act<'_> {
             {
                 return Ok(*number);
             }
-            version.revision = new_id();
-            let number = function.next_version;
-            function.next_version += 1;
-            function.versions.insert(number, version);
-            Ok(number)
+            Ok(function.add_version(version))
         })?;
-        let number = Qualifier::Version(number);
-        let found = function.resolve(Some(&number), 0.0);
-        let (_, version) = found.ok_or_else(|| ApiError::service("a version is gone that was just made"))?;
-        Ok(Success::created(self.configuration(&function, version, &number, Some(&number))))
+        Ok(Success::created(self.published(&function, Some(number))?))
     }
 
     pub(super) fn list_versions(&self) -> Result<Success, ApiError> {
@@ -314,35 +334,6 @@ impl Act<'_> {
         }
         let (page, next) = self.input.page(all, 50)?;
         Ok(Success::ok(with_marker(json!({ "Versions": page }), next)))
-    }
-
-    pub(super) fn put_concurrency(&self) -> Result<Success, ApiError> {
-        let name = self.name_alone()?;
-        let most = self.service.options.account_concurrency;
-        let reserved = self.input.number("ReservedConcurrentExecutions", 0, most)?;
-        let reserved = reserved.ok_or_else(|| super::input::missing("ReservedConcurrentExecutions"))?;
-        self.service.registry.change(&self.input.tenant, &name, |function| {
-            function.reserved_concurrency = Some(reserved);
-            Ok(())
-        })?;
-        Ok(Success::ok(json!({ "ReservedConcurrentExecutions": reserved })))
-    }
-
-    pub(super) fn get_concurrency(&self) -> Result<Success, ApiError> {
-        let function = self.find(&self.name_alone()?)?;
-        let reserved = function.reserved_concurrency;
-        Ok(Success::ok(
-            reserved.map_or_else(|| json!({}), |reserved| json!({ "ReservedConcurrentExecutions": reserved })),
-        ))
-    }
-
-    pub(super) fn delete_concurrency(&self) -> Result<Success, ApiError> {
-        let name = self.name_alone()?;
-        self.service.registry.change(&self.input.tenant, &name, |function| {
-            function.reserved_concurrency = None;
-            Ok(())
-        })?;
-        Ok(Success::no_content())
     }
 
     pub(super) fn list_tags(&self) -> Result<Success, ApiError> {
@@ -374,7 +365,7 @@ impl Act<'_> {
 
     pub(super) fn account_settings(&self) -> Success {
         let functions = self.service.registry.list(&self.input.tenant);
-        let reserved: u32 = functions.iter().filter_map(|function| function.reserved_concurrency).sum();
+        let reserved: u32 = functions.iter().map(|function| set_aside(function)).sum();
         let code: u64 = functions.iter().map(|function| function.latest.code.bytes).sum();
         let most = self.service.options.account_concurrency;
         Success::ok(json!({

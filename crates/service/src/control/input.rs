@@ -9,6 +9,8 @@ use crate::{FunctionName, Place, Qualifier};
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) tenant: String,
+    /// What addresses of this service begin with, as the caller reaches it.
+    pub(crate) base: String,
     /// What varies in the path.
     pub(crate) path: Vec<String>,
     pub(crate) query: Vec<(String, String)>,

@@ -46,6 +46,8 @@ pub(super) fn new(input: &Input) -> Result<Settings, ApiError> {
         environment: BTreeMap::new(),
         image_config: ImageConfig::default(),
         architecture: own_architecture().into(),
+        handler: None,
+        dead_letter: None,
     };
     architecture(input, &mut settings)?;
     change(input, &mut settings)?;
@@ -86,7 +88,24 @@ pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiEr
     if let Some(image_config) = input.object("ImageConfig")? {
         settings.image_config = image(image_config)?;
     }
+    if let Some(handler) = input.text("Handler")?.filter(|handler| !handler.is_empty()) {
+        if handler.len() > 128 || handler.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(ApiError::invalid(format!(
+                "Handler {handler:?}: expected up to 128 characters without blanks"
+            )));
+        }
+        settings.handler = Some(handler);
+    }
+    if let Some(target) = dead_letter(input)? {
+        settings.dead_letter = Some(target).filter(|target| !target.is_empty());
+    }
     Ok(())
+}
+
+/// Where events are to go that cannot be run: an empty text where that is to be nowhere.
+pub(super) fn dead_letter(input: &Input) -> Result<Option<String>, ApiError> {
+    let Some(config) = input.object("DeadLetterConfig")? else { return Ok(None) };
+    Ok(Some(text(config, "TargetArn")?.unwrap_or_default()))
 }
 
 fn variables(environment: &Map<String, Value>) -> Result<BTreeMap<String, String>, ApiError> {
@@ -155,7 +174,7 @@ pub(super) fn architecture(input: &Input, settings: &mut Settings) -> Result<(),
 }
 
 /// What AWS has and we do not must not be taken for done.
-fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
+pub(super) fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(all) => all.is_empty(),
@@ -179,11 +198,24 @@ fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
         "CapacityProviderConfig",
         "DurableConfig",
         "AcceleratorConfig",
-        "DeadLetterConfig",
         "KMSKeyArn",
+        "RuntimeConfig",
+        "PublishTo",
     ] {
         if body.get(name).is_some_and(|value| !is_empty(value)) {
             return Err(ApiError::invalid(format!("{name} is not supported: leave it out (docs/lambda-api.md)")));
+        }
+    }
+    // Logs are one file for each function, as it writes them.
+    if let Some(Value::Object(logging)) = body.get("LoggingConfig") {
+        let is_own = |group: &str| group.starts_with("/aws/lambda/");
+        let text = |name: &str| logging.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let is_text = text("LogFormat").is_none_or(|format| format == "Text");
+        let has_level = text("ApplicationLogLevel").is_some() || text("SystemLogLevel").is_some();
+        if !is_text || has_level || text("LogGroup").is_some_and(|group| !is_own(group)) {
+            return Err(ApiError::invalid(
+                "LoggingConfig: only the LogFormat Text and the function's own LogGroup are supported, without levels (docs/lambda-api.md)",
+            ));
         }
     }
     Ok(())
@@ -192,9 +224,7 @@ fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
 /// The image that a request names.
 pub(super) fn image_uri(code: &Map<String, Value>) -> Result<String, ApiError> {
     if let Some(other) = ["ZipFile", "S3Bucket", "S3Key"].iter().find(|name| code.contains_key(**name)) {
-        return Err(ApiError::invalid(format!(
-            "{other}: packages of type Zip are not supported, give ImageUri (docs/lambda-api.md)"
-        )));
+        return Err(ApiError::invalid(format!("{other} is for functions of PackageType Zip: give ImageUri")));
     }
     let uri = text(code, "ImageUri")?.ok_or_else(|| input::missing("ImageUri"))?;
     if uri.is_empty() || uri.len() > 1024 || uri.starts_with('-') || uri.chars().any(|c| c.is_control() || c == ' ') {

@@ -29,6 +29,8 @@ use crate::link::FromHost;
 const MOST_HEADERS: usize = 2 << 20;
 /// One that is streamed.
 const MOST_STREAMED: usize = 200 << 20;
+/// The type of an answer that begins with a status and headers.
+const HTTP_ANSWER: &str = "application/vnd.awslambda.http-integration-response";
 /// Connections at once: a runtime has one, and extensions and libraries a few.
 const MOST_CONNECTIONS: usize = 32;
 /// Bodies that are read at once and whole: each may be as long as an answer.
@@ -168,6 +170,9 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
 async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) -> Answer {
     if !shared.is_at(id) {
         return not_at_it(id);
+    }
+    if header(request.headers(), "content-type").as_deref() == Some(HTTP_ANSWER) {
+        shared.send(FromHost::Http { id: id.to_owned() }, Bytes::new()).await;
     }
     if header(request.headers(), "lambda-runtime-function-response-mode").as_deref() == Some("streaming") {
         return stream(shared, id, request.into_body()).await;
