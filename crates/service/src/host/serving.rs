@@ -128,6 +128,7 @@ async fn connect(
         if let Ok(mut stream) = UnixStream::connect(&shared.config.socket).await {
             let (mut from, mut to) = stream.split();
             if link::send(&mut to, &shared.hello(), &[]).await.is_ok() && shared.tell_again(&mut to).await.is_ok() {
+                shared.is_placed();
                 let listen = async {
                     while let Ok(Some((message, body))) = link::receive::<ToHost>(&mut from).await {
                         shared.hear(message, body);

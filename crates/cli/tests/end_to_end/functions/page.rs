@@ -39,12 +39,12 @@ fn the_page_shows_functions_as_they_are_made_and_run() {
         r#"
 HOSTILE = "<img src=x onerror='window.broken=1'>\"'><script>window.broken=1</script>"
 create(Description=HOSTILE)
-client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Code={"ImageUri": "oci:/nowhere/" + HOSTILE + ":x"})
+client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Code={"ImageUri": "oci:/nowhere/<img/src=x/onerror='window.broken=1'><script>window.broken=1</script>:x"})
 "#,
     );
     browser.wait_for("hello");
     browser.wait_for("failed");
-    service.script(&world, "for _ in range(4):\n    invoke()\ninvoke({'do': 'fail'})");
+    service.script(&world, "for _ in range(4):\n    invoke()\n    settle()\ninvoke({'do': 'fail'})\nsettle()");
     browser.wait_for("5 so far");
     browser.wait_for("first byte");
     assert_eq!(
