@@ -128,7 +128,7 @@ fn open(path: &Path) -> std::io::Result<Option<File>> {
 /// Where in a log that begins which was written at a time. `None` where all of it is older.
 fn offset_at(log: &Path, since_ms: u64) -> Option<u64> {
     let times = std::fs::read(times_of(log)).ok()?;
-    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
     let times = times.chunks_exact(TIME_BYTES as usize).map(|time| (number(&time[..8]), number(&time[8..])));
     // What follows a time was written within a step after it.
     times.into_iter().find(|(at, _)| at.saturating_add(STEP_MS) > since_ms).map(|(_, offset)| offset)

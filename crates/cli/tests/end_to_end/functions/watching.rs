@@ -12,7 +12,8 @@ use crate::world::{PATIENCE, World, test_image, wait_until};
 /// One request; gives the status and the body.
 pub(super) fn get(address: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let host = if headers.iter().any(|(name, _)| *name == "host") { Vec::new() } else { vec![("host", address)] };
-    let headers: String = host.iter().chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: Vec<String> = host.iter().chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.concat();
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").unwrap();
