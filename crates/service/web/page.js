@@ -186,10 +186,10 @@ function tiles(status) {
   const memory = status.memory;
   const all = [
     ["Calls a second", perSecond === null ? "–" : perSecond.toFixed(1), `${count(totals.invocations)} so far`],
-    ["Running", count(totals.running), `${count(status.functions.reduce((n, f) => n + f.waiting, 0))} wait for a sandbox`],
-    ["Sandboxes", count(sum("busy") + sum("idle") + sum("starting")), `${count(sum("busy"))} busy, ${count(sum("idle"))} idle, ${count(sum("starting"))} starting`],
+    ["Running", count(totals.running), `${count(status.functions.reduce((n, f) => n + f.waiting, 0))} waiting`],
+    ["Sandboxes", count(sum("busy") + sum("idle") + sum("starting")), `${count(sum("busy"))} busy, ${count(sum("idle"))} idle${sum("starting") ? `, ${count(sum("starting"))} starting` : ""}`],
     ["Cold", share, `${count(totals.cold_starts)} cold, ${count(totals.warm_starts)} warm`],
-    ["Function's own time", duration(totals.duration.p50_us), `p99 ${duration(totals.duration.p99_us)}`],
+    ["Own time", duration(totals.duration.p50_us), `p99 ${duration(totals.duration.p99_us)}`],
     ["Failed", count(totals.errors + totals.faults), `${count(totals.throttles)} turned away`],
     ["Memory", size(memory.containers + memory.agents + memory.hosts), `agents ${size(memory.agents)}`],
   ];
@@ -262,9 +262,14 @@ function phases(place, all) {
       drawing("rect", { class: "range", x: left, y, width: Math.max(x(times.p99_us) - left, 2), height: line - 11, rx: 3 }),
       drawing("rect", { class: "cold", x: left, y, width: Math.max(x(times.p50_us) - left, 2), height: line - 11, rx: 3 },
         drawing("title", {}, `${name}: ${count(times.count)}, median ${duration(times.p50_us)}, 99th percentile ${duration(times.p99_us)}`)),
-      drawing("text", { x: width, y: y + 14, "text-anchor": "end" }, `${duration(times.p50_us)} – ${duration(times.p99_us)}`));
+      drawing("text", { x: width, y: y + 14, "text-anchor": "end" }, range(times)));
   });
   place.replaceChildren(svg);
+}
+
+function range(times) {
+  const [half, most] = [duration(times.p50_us), duration(times.p99_us)];
+  return half === most ? half : `${half} – ${most}`;
 }
 
 function tiers(place, reads) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read};
+use rustix::event::{PollFd, PollFlags, Timespec, poll as wait_for};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,7 +27,7 @@ use crate::output;
 /// How long a look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked for keys and news.
-const BEAT: Duration = Duration::from_millis(100);
+const BEAT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// What comes from beside the keyboard.
 enum News {
@@ -74,20 +75,23 @@ fn watch(client: &Client, interval: Duration, news: &Sender<News>) {
     let watching = block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;
         let mut hung_up = signal(SignalKind::hangup())?;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(interval) => {}
-                _ = terminated.recv() => break,
-                _ = hung_up.recv() => break,
+        let look = async {
+            loop {
+                tokio::time::sleep(interval).await;
+                let found = match tokio::time::timeout(PATIENCE, client.status()).await {
+                    Ok(Ok(status)) => News::Status(Box::new(status)),
+                    Ok(Err(error)) => News::Lost(error.to_string()),
+                    Err(_) => News::Lost(format!("{} does not answer", client.endpoint())),
+                };
+                if news.send(found).is_err() {
+                    break;
+                }
             }
-            let found = match tokio::time::timeout(PATIENCE, client.status()).await {
-                Ok(Ok(status)) => News::Status(Box::new(status)),
-                Ok(Err(error)) => News::Lost(error.to_string()),
-                Err(_) => News::Lost(format!("{} does not answer", client.endpoint())),
-            };
-            if news.send(found).is_err() {
-                break;
-            }
+        };
+        tokio::select! {
+            () = look => {}
+            _ = terminated.recv() => {}
+            _ = hung_up.recv() => {}
         }
         std::io::Result::Ok(())
     });
@@ -101,7 +105,15 @@ fn show(terminal: &mut ratatui::DefaultTerminal, mut view: View, news: &Receiver
         terminal.draw(|frame| view.draw(frame)).context("drawing")?;
         let mut is_new = false;
         while !is_new {
-            if poll(BEAT).context("reading keys")? {
+            // A terminal that has gone would have the library read for ever.
+            let stdin = std::io::stdin();
+            let mut waited = [PollFd::new(&stdin, PollFlags::IN)];
+            // A signal, such as that of another size, ends the wait.
+            let _ = wait_for(&mut waited, Some(&BEAT));
+            if waited[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+                return Ok(());
+            }
+            if poll(Duration::ZERO).context("reading keys")? {
                 match read().context("reading keys")? {
                     Event::Key(key) if key.kind != KeyEventKind::Release => {
                         let is_interrupt =

@@ -32,6 +32,8 @@ pub(super) struct Mounted {
 /// What is known so far.
 #[derive(Default)]
 pub(super) struct Began {
+    /// The service was told of it for the first time: until then it was being placed.
+    placed: OnceLock<Instant>,
     mounted: OnceLock<(Record, Instant)>,
     executed: OnceLock<Instant>,
     /// All of it, once it is known.
@@ -98,10 +100,12 @@ impl Shared {
             let us = |from: Option<Instant>, to: Option<Instant>| {
                 Some(to?.checked_duration_since(from?)?.as_micros() as u64)
             };
+            let placed = shared.began.placed.get().copied().unwrap_or(shared.ready);
             let mounted = known.as_ref().map(|(_, at)| *at);
             let executed = shared.began.executed.get().copied().filter(|at| *at <= asked);
             let beginning = Beginning {
-                mount_us: us(Some(shared.ready), mounted),
+                // What was mounted before the service knew took it no time.
+                mount_us: mounted.map(|at| at.saturating_duration_since(placed).as_micros() as u64),
                 start_us: us(mounted, executed),
                 init_us: us(executed.or(mounted), Some(asked)),
                 loads: loads.unwrap_or_default(),
@@ -111,6 +115,11 @@ impl Shared {
             let beginning = shared.began.whole.get_or_init(|| beginning).clone();
             shared.send(FromHost::Began(Box::new(beginning)), Bytes::new()).await;
         });
+    }
+
+    /// The service knows that there is a host.
+    pub(super) fn is_placed(&self) {
+        self.began.placed.get_or_init(Instant::now);
     }
 
     /// Tells a service that comes later the same.

@@ -193,6 +193,7 @@ async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost,
             let (from, mut to) = stream.split();
             let mut from = BufReader::new(from);
             if link::send(&mut to, &shared.hello(), &[]).await.is_ok() && shared.tell_again(&mut to).await.is_ok() {
+                shared.is_placed();
                 let listen = async {
                     while let Ok(Some((message, body))) = link::receive::<ToHost>(&mut from).await {
                         shared.hear(message, body);

@@ -134,6 +134,7 @@ async fn wait(client: &Client, name: &str, what: &str, is_json: bool) -> Result<
         let text = |field: &str| now[field].as_str().unwrap_or_default();
         let reason = |field: &str| output::without_controls(text(field));
         match (text("State"), text("LastUpdateStatus")) {
+            ("Pending", _) | (_, "InProgress") => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
             ("Failed", _) => {
                 bar.finish_and_clear();
                 bail!(
@@ -145,7 +146,6 @@ async fn wait(client: &Client, name: &str, what: &str, is_json: bool) -> Result<
                 bar.finish_and_clear();
                 bail!("{name} is as it was before: {}", reason("LastUpdateStatusReason"));
             }
-            ("Pending", _) | (_, "InProgress") => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
             _ => {
                 bar.finish_and_clear();
                 return Ok(now);

@@ -204,10 +204,10 @@ impl View {
         let [warm, cold, parts] =
             Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1), Constraint::Length(phases)]).areas(area);
         for (area, title, times, colour) in [
-            (warm, "warm: overhead", &totals.overhead, Color::Green),
-            (cold, "cold: until given", &totals.cold_start, Color::Cyan),
+            (warm, "warm overhead", &totals.overhead, Color::Green),
+            (cold, "cold start", &totals.cold_start, Color::Cyan),
         ] {
-            let block = framed(format!(" {title}, {} ", quantiles(times)));
+            let block = framed(format!(" {title} {} ", quantiles(times)));
             let inside = block.inner(area);
             let mut lines: Vec<Line<'_>> = chart::lines(times, inside.width.into(), inside.height.into())
                 .into_iter()

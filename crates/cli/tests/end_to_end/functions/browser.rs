@@ -63,7 +63,7 @@ impl Browser {
             "goog:loggingPrefs": { "browser": "ALL" },
         } } });
         let made = browser.call("POST", "/session", Some(&wanted));
-        browser.session = made["sessionId"].as_str().unwrap().to_owned();
+        made["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
         let patience = json!({ "script": 30_000, "pageLoad": 30_000 });
         browser.ask("POST", "/timeouts", Some(&patience));
         browser
@@ -109,14 +109,14 @@ impl Browser {
 
     /// What a script of the page's returns; where that is a promise, what comes of it.
     #[track_caller]
-    pub(super) fn run(&self, script: &str, arguments: Value) -> Value {
+    pub(super) fn run(&self, script: &str, arguments: &Value) -> Value {
         self.ask("POST", "/execute/sync", Some(&json!({ "script": script, "args": arguments })))
     }
 
     /// The text that a person sees.
     #[track_caller]
     pub(super) fn text(&self) -> String {
-        self.run("return document.body.innerText", json!([])).as_str().unwrap().to_owned()
+        self.run("return document.body.innerText", &json!([])).as_str().unwrap().to_owned()
     }
 
     #[track_caller]

@@ -31,13 +31,13 @@ fn functions_are_made_changed_listed_and_removed_by_commands() {
     assert_eq!(made.stdout(), "hello is ready: snowmelt fn invoke hello\n");
     run(&["create", "hello", &image]).failure(1, &["already exist"]);
     let now = json(
-        &run(&["--json", "update", "hello", "--timeout", "21", "-e", "A=b=c", "--unset-env", "GREETING"]).success(),
+        &run(&["--json", "update", "hello", "--timeout", "21", "-e", "AB=b=c", "--unset-env", "GREETING"]).success(),
     );
     assert_eq!(
         (&now["Timeout"], &now["MemorySize"], &now["Description"]),
         (&21.into(), &256.into(), &"says hello".into())
     );
-    assert_eq!(now["Environment"]["Variables"], serde_json::json!({ "A": "b=c" }));
+    assert_eq!(now["Environment"]["Variables"], serde_json::json!({ "AB": "b=c" }));
     run(&["update", "hello", "--unset-env", "GREETING"]).failure(1, &["no variable GREETING"]);
     run(&["update", "hello"]).failure(1, &["nothing is to be changed", "--image"]);
     run(&["update", "hello", "--image", &image, "--memory", "300"]).success();
@@ -66,8 +66,15 @@ fn functions_are_made_changed_listed_and_removed_by_commands() {
     let names: Vec<&str> = list.as_array().unwrap().iter().map(|function| function["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["bad", "hello", "other"]);
     let table = run(&["ls"]).success().stdout();
-    let line =
-        |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>();
+    let line = |name: &str| {
+        table
+            .lines()
+            .map(str::trim_start)
+            .find(|line| line.starts_with(name))
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
     assert_eq!(line("hello")[1..6], ["active", "300", "MB", "21", "s"], "{table}");
     assert_eq!(line("bad")[1..3], ["update", "failed"], "{table}");
 

@@ -12,7 +12,7 @@ use crate::world::{World, finish, repository, test_cache, test_image, wait};
 
 /// What every script begins with: a client, and the few things that all of them do.
 const PRELUDE: &str = r#"
-import base64, json, os, threading, time
+import base64, json, os, threading, time, urllib.request
 import boto3, botocore
 from botocore.config import Config
 
@@ -36,6 +36,14 @@ def invoke(payload={}, name="hello", **more):
     answer = client.invoke(FunctionName=name, Payload=json.dumps(payload), **more)
     answer["Payload"] = json.loads(answer["Payload"].read() or "null")
     return answer
+
+def settle():
+    """Waits until every sandbox is idle: who calls again at once may have another one started."""
+    while True:
+        with urllib.request.urlopen(ENDPOINT + "/_snowmelt/status") as status:
+            if all(sandbox["phase"] == "idle" for sandbox in json.load(status)["sandboxes"]):
+                return
+        time.sleep(0.01)
 
 def refused(code, call, *words):
     try:

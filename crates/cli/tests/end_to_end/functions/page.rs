@@ -16,12 +16,12 @@ fn row(browser: &Browser, name: &str) -> Value {
     browser.run(
         "const row = [...document.querySelectorAll('#functions tbody tr')].find((row) => row.cells[0].textContent === arguments[0]);
          return row ? [...row.cells].map((cell) => cell.textContent) : null;",
-        json!([name]),
+        &json!([name]),
     )
 }
 
 fn count(browser: &Browser, selector: &str) -> u64 {
-    browser.run("return document.querySelectorAll(arguments[0]).length", json!([selector])).as_u64().unwrap()
+    browser.run("return document.querySelectorAll(arguments[0]).length", &json!([selector])).as_u64().unwrap()
 }
 
 #[test]
@@ -39,12 +39,12 @@ fn the_page_shows_functions_as_they_are_made_and_run() {
         r#"
 HOSTILE = "<img src=x onerror='window.broken=1'>\"'><script>window.broken=1</script>"
 create(Description=HOSTILE)
-client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Code={"ImageUri": "oci:/nowhere/" + HOSTILE + ":x"})
+client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Code={"ImageUri": "oci:/nowhere/<img/src=x/onerror='window.broken=1'><script>window.broken=1</script>:x"})
 "#,
     );
     browser.wait_for("hello");
     browser.wait_for("failed");
-    service.script(&world, "for _ in range(4):\n    invoke()\ninvoke({'do': 'fail'})");
+    service.script(&world, "for _ in range(4):\n    invoke()\n    settle()\ninvoke({'do': 'fail'})\nsettle()");
     browser.wait_for("5 so far");
     browser.wait_for("first byte");
     assert_eq!(
@@ -58,15 +58,15 @@ client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Cod
     assert!(
         row(&browser, "unfit").as_array().unwrap()[11].as_str().unwrap().contains("<script>window.broken=1</script>")
     );
-    let title = browser.run("return document.querySelector('[data-function$=hello]').title", json!([]));
+    let title = browser.run("return document.querySelector('[data-function$=hello]').title", &json!([]));
     assert!(title.as_str().unwrap().starts_with("<img src=x onerror="), "{title}");
-    assert_eq!(browser.run("return window.broken ?? null", json!([])), Value::Null);
+    assert_eq!(browser.run("return window.broken ?? null", &json!([])), Value::Null);
     assert_eq!(count(&browser, "main img, main script, main [onerror]"), 0);
 
     // One function's own times.
-    browser.run("document.querySelector('[data-function$=unfit]').click()", json!([]));
+    browser.run("document.querySelector('[data-function$=unfit]').click()", &json!([]));
     browser.wait_for("no warm starts yet");
-    browser.run("document.getElementById('everything').click()", json!([]));
+    browser.run("document.getElementById('everything').click()", &json!([]));
     assert!(count(&browser, "#warm svg rect") >= 1);
     assert_eq!(browser.complaints(), Vec::<String>::new());
 
@@ -75,12 +75,12 @@ client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Cod
     {
         browser.emulate(scheme, width);
         // Nothing sticks out on any screen.
-        let wide = browser.run("return [document.documentElement.scrollWidth, innerWidth]", json!([]));
+        let wide = browser.run("return [document.documentElement.scrollWidth, innerWidth]", &json!([]));
         assert!(wide[0].as_u64() <= wide[1].as_u64(), "{name} {wide}");
-        let back = browser.run("return getComputedStyle(document.body).backgroundColor", json!([]));
+        let back = browser.run("return getComputedStyle(document.body).backgroundColor", &json!([]));
         assert_eq!(back == "rgb(18, 22, 28)", scheme == "dark", "{name} {back}");
         browser
-            .run("dispatchEvent(new Event('resize')); return new Promise((done) => setTimeout(done, 300))", json!([]));
+            .run("dispatchEvent(new Event('resize')); return new Promise((done) => setTimeout(done, 300))", &json!([]));
         browser.picture(&format!("{name}.png"));
     }
     browser.emulate("light", 1280);
@@ -112,7 +112,7 @@ fn with_access_keys_the_page_asks_for_the_token() {
     let give = |token: &str| {
         let script =
             "document.getElementById('token').value = arguments[0]; document.querySelector('#ask button').click()";
-        browser.run(script, json!([token]));
+        browser.run(script, &json!([token]));
     };
     give("wrong");
     browser.wait_for("That is not the token.");
@@ -120,16 +120,16 @@ fn with_access_keys_the_page_asks_for_the_token() {
     give(token);
     browser.wait_for("all tenants");
     // It is there for as long as the tab.
-    browser.run("location.reload()", json!([]));
+    browser.run("location.reload()", &json!([]));
     browser.wait_for("all tenants");
-    browser.run("sessionStorage.clear()", json!([]));
+    browser.run("sessionStorage.clear()", &json!([]));
     browser.open(page);
     browser.wait_for("This service asks who you are");
     // As `serve` prints it; it does not stay where others see it.
     browser.open("about:blank");
     browser.open(&service.page);
     browser.wait_for("all tenants");
-    assert_eq!(browser.run("return location.href", json!([])), page);
+    assert_eq!(browser.run("return location.href", &json!([])), page);
     browser.stop();
     service.stop();
     world.assert_nothing_left();
@@ -216,7 +216,7 @@ fn pages_of_other_sites_see_and_do_nothing() {
     // By its address the other site is one of the same host, by its name it is not.
     for origin in [format!("http://{elsewhere}/"), format!("http://localhost:{port}/")] {
         browser.open(&origin);
-        let seen = browser.run(TRIES, json!([service.endpoint]));
+        let seen = browser.run(TRIES, &json!([service.endpoint]));
         for (what, found) in seen.as_object().unwrap() {
             let fits: &[&str] = match what.as_str() {
                 // It can ask, and is told nothing: that it was answered at all.

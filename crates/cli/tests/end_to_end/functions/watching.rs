@@ -12,7 +12,8 @@ use crate::world::{PATIENCE, World, test_image, wait_until};
 /// One request; gives the status and the body.
 pub(super) fn get(address: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let host = if headers.iter().any(|(name, _)| *name == "host") { Vec::new() } else { vec![("host", address)] };
-    let headers: String = host.iter().chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: Vec<String> = host.iter().chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.concat();
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").unwrap();
@@ -40,6 +41,7 @@ fn starts_are_counted_and_timed_by_their_parts() {
 create()
 for _ in range(4):
     invoke()
+    settle()
 assert "FunctionError" in invoke({"do": "fail"})
 client.put_function_concurrency(FunctionName="hello", ReservedConcurrentExecutions=0)
 refused("TooManyRequestsException", lambda: invoke())
@@ -108,7 +110,8 @@ client.delete_function_concurrency(FunctionName="hello")
     wait_until("its memory is known", || status(&service, &[])["sandboxes"][0]["memory"]["container"].is_u64());
 
     service.script(&world, "client.delete_function(FunctionName='hello')");
-    assert!(!get(service.address(), "/metrics", &[]).1.contains("hello"));
+    // Its sandbox ends in a moment.
+    wait_until("nothing is left of it", || !get(service.address(), "/metrics", &[]).1.contains("hello"));
     assert_eq!(status(&service, &[])["totals"]["invocations"], 1);
     service.stop();
     world.assert_nothing_left();
@@ -167,8 +170,8 @@ fn only_who_may_looks() {
         crate::world::finish(command)
     };
     let at = ["--endpoint", &service.endpoint];
-    let made =
-        [&["fn"], &at[..], &["create", "mine", &test_image("lambda"), "--memory", "256", "--timeout", "20"]].concat();
+    let image = test_image("lambda");
+    let made = [&["fn"], &at[..], &["create", "mine", &image, "--memory", "256", "--timeout", "20"]].concat();
     run(&none, &made).failure(1, &["AWS_ACCESS_KEY_ID"]);
     run(&one, &made).success();
     run(&one, &[&["fn"], &at[..], &["invoke", "mine"]].concat()).success();
@@ -189,7 +192,7 @@ fn top_shows_the_service_once_and_again_and_again() {
     let service = Service::start(&world, &[]);
     let once = || world.snowmelt(["top", "--once", "--endpoint", &service.endpoint]).success().stdout();
     assert!(once().contains("0 busy, 0 idle, 0 starting"));
-    service.script(&world, "create()\ninvoke()\ninvoke()");
+    service.script(&world, "create()\ninvoke()\nsettle()\ninvoke()\nsettle()");
     let text = once();
     for words in ["2: 1 cold, 1 warm; 0 failed", "0 busy, 1 idle", "warm overhead", "first byte", "hello"] {
         assert!(text.contains(words), "{words}\n{text}");
@@ -207,22 +210,46 @@ fn top_shows_the_service_once_and_again_and_again() {
         &format!(
             "set stty_init \"rows 40 columns 120\"
             start $snowmelt top --endpoint {}
-            expect \"warm: overhead\"
-            expect \"hello\"
-            # It is drawn anew at another size, and goes on.
-            stty rows 12 columns 50 < $spawn_out(slave,name)
-            exec kill -WINCH [exp_pid]
+            # What has not changed is not drawn: at another size everything is drawn anew.
+            proc drawn {{word}} {{
+                global spawn_id spawn_out
+                for {{set tries 0}} {{$tries < 60}} {{incr tries}} {{
+                    stty rows [expr {{20 + $tries % 2}}] columns 90 < $spawn_out(slave,name)
+                    exec kill -WINCH [exp_pid]
+                    expect {{
+                        -timeout 1 $word {{ return }}
+                        timeout {{}}
+                    }}
+                }}
+                wanted $word
+            }}
+            expect \"overhead\"
             expect \"hello\"
             send \"s\"
-            expect \"second\"
+            drawn \"second\"
+            drawn \"hello\"
             exec kill -STOP {pid}
-            expect \"trying again\"
+            drawn \"trying\"
             exec kill -CONT {pid}
-            expect \"snowmelt\"
+            drawn \"tenant\"
             send \"q\"
             expect eof {{}}
             set result [wait]
             exit [expr {{[lindex $result 3] == 0 ? 0 : 98}}]",
+            service.endpoint
+        ),
+    );
+    // A terminal that goes away takes it with it.
+    expect(
+        &world,
+        &format!(
+            "set stty_init \"rows 40 columns 120\"
+            start $snowmelt top --endpoint {}
+            expect \"hello\"
+            set pid [exp_pid]
+            close
+            set result [wait]
+            exit [expr {{[file exists /proc/$pid] ? 97 : 0}}]",
             service.endpoint
         ),
     );
