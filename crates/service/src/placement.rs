@@ -96,10 +96,6 @@ impl Machine {
         for (name, value) in [("LAMBDA_TASK_ROOT", "/var/task"), ("LAMBDA_RUNTIME_DIR", "/var/runtime")] {
             set(name, value);
         }
-        // The command is the handler, as in Lambda's own base images.
-        if let Some(handler) = settings.image_config.command.first() {
-            set("_HANDLER", handler);
-        }
         all
     }
 }
