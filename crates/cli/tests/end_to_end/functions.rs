@@ -1,6 +1,7 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
 mod harness;
+mod runtimes;
 
 use self::harness::Service;
 use crate::world::World;

@@ -1,7 +1,7 @@
 //! A service for a test, and AWS's client for Python that calls it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -92,17 +92,38 @@ impl Service {
     /// Runs a script to its end; what is wrong ends it with an exception.
     #[track_caller]
     pub(crate) fn script(&self, world: &World, text: &str) {
-        let mut python = Command::new(python());
-        python.args(["-"]).env("ENDPOINT", &self.endpoint).env("IMAGE", test_image("lambda"));
-        python.env("HOME", world.path("home")).env("AWS_EC2_METADATA_DISABLED", "true");
+        self.script_for("lambda", world, text);
+    }
+
+    /// The same where functions are of another test image.
+    #[track_caller]
+    pub(crate) fn script_for(&self, image: &str, world: &World, text: &str) {
+        let mut python = self.client(world, &python());
+        python.arg("-").env("IMAGE", test_image(image));
+        self.run(world, python, &format!("{PRELUDE}\n{text}"));
+    }
+
+    /// A program that is to call the service, with no settings of this machine's.
+    fn client(&self, world: &World, program: &Path) -> Command {
+        let mut client = Command::new(program);
+        client.env("ENDPOINT", &self.endpoint).env("HOME", world.path("home"));
+        client.env("AWS_EC2_METADATA_DISABLED", "true");
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
-            python.env_remove(variable);
+            client.env_remove(variable);
         }
-        let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        write!(child.stdin.take().unwrap(), "{PRELUDE}\n{text}").unwrap();
+        client
+    }
+
+    /// Runs it to its end, which is to be a good one, and gives what it printed.
+    #[track_caller]
+    fn run(&self, world: &World, mut client: Command, input: &str) -> String {
+        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // What ends before it has read all says why.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let finished = finish(child);
         let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
         assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+        finished.stdout()
     }
 }
 
