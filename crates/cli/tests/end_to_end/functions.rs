@@ -1,7 +1,9 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
+mod clients;
 mod harness;
 mod runtimes;
+mod terraform;
 
 use self::harness::Service;
 use crate::world::World;

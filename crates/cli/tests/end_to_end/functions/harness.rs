@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -104,7 +105,7 @@ impl Service {
     }
 
     /// A program that is to call the service, with no settings of this machine's.
-    fn client(&self, world: &World, program: &Path) -> Command {
+    pub(crate) fn client(&self, world: &World, program: &Path) -> Command {
         let mut client = Command::new(program);
         client.env("ENDPOINT", &self.endpoint).env("HOME", world.path("home"));
         client.env("AWS_EC2_METADATA_DISABLED", "true");
@@ -116,7 +117,7 @@ impl Service {
 
     /// Runs it to its end, which is to be a good one, and gives what it printed.
     #[track_caller]
-    fn run(&self, world: &World, mut client: Command, input: &str) -> String {
+    pub(crate) fn run(&self, world: &World, mut client: Command, input: &str) -> String {
         let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // What ends before it has read all says why.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -142,4 +143,16 @@ pub(crate) fn python() -> PathBuf {
         assert!(status.success(), "scripts/test-servers install failed; see its messages above");
     }
     python
+}
+
+/// Where the other clients are: scripts/test-clients.
+pub(crate) fn clients() -> PathBuf {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let install = || {
+        let mut script = Command::new(repository().join("scripts/test-clients"));
+        let output = script.env("SNOWMELT_TEST_CACHE", test_cache()).stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "scripts/test-clients failed; see its messages above");
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+    };
+    INSTALLED.get_or_init(install).clone()
 }
