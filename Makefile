@@ -46,9 +46,10 @@ test-beside-servers:
 		SNOWMELT_TEST_STORE=cluster scripts/cluster nodes -- $(CARGO) test --locked --workspace --test end_to_end; \
 	fi
 
-test-images: ## build the images that tests and benchmarks use, install the servers that tests use (cached)
+test-images: ## build the images that tests and benchmarks use, install the servers and clients that tests use (cached)
 	scripts/test-images
 	scripts/test-servers install
+	scripts/test-clients >/dev/null
 
 soak: ## ten minutes of every kind of call to a service, and that nothing grows (root)
 	scripts/test-images lambda

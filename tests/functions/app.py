@@ -82,6 +82,8 @@ def handler(event, context):
         return INTERNAL
     if what == "large":
         return "x" * event["bytes"]
+    if what == "length":
+        return len(event["text"])
     if what == "connect":
         import socket
 
@@ -97,4 +99,9 @@ def handler(event, context):
         "arn": context.invoked_function_arn,
         "remaining": context.get_remaining_time_in_millis(),
         "client": getattr(context.client_context, "custom", None),
+        "group": context.log_group_name,
+        "stream": context.log_stream_name,
+        "memory": int(context.memory_limit_in_mb),
+        "name": context.function_name,
+        "version": context.function_version,
     }

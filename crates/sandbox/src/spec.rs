@@ -19,6 +19,8 @@ pub struct RunSpec {
     pub entrypoint: Option<Vec<String>>,
     /// Environment variables over those of the image, in order; see [`RunSpec::parse_env`].
     pub env: Vec<(String, String)>,
+    /// A variable that says the command's first word, the image's or the one that replaces it: the entrypoint is not the command.
+    pub command_variable: Option<String>,
     /// Directories and files of the host inside the container.
     pub volumes: Vec<Volume>,
     /// `USER[:GROUP]`, names or numbers, over the image's.

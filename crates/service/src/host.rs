@@ -144,6 +144,8 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         command: config.command.clone(),
         entrypoint: (!config.entry_point.is_empty()).then(|| config.entry_point.clone()),
         env,
+        // The command is the handler, as in Lambda's own base images.
+        command_variable: config.handler.is_empty().then(|| "_HANDLER".into()),
         workdir: config.working_directory.clone(),
         read_only: true,
         writable: vec!["/tmp".into()],

@@ -98,7 +98,7 @@ impl Machine {
             version: wanted.number.to_owned(),
             memory_mb: settings.memory,
             function: wanted.function.to_owned(),
-            handler: settings.image_config.command.first().cloned().unwrap_or_default(),
+            handler: settings.handler.as_ref().or(settings.image_config.command.first()).cloned().unwrap_or_default(),
             account: self.place.account.clone(),
             init_limit_ms: wanted.start.init_limit(settings.timeout).as_millis() as u64,
             is_last_try: wanted.start == StartFor::InvocationAgain,
@@ -127,7 +127,7 @@ impl Machine {
         for (name, value) in [("LAMBDA_TASK_ROOT", "/var/task"), ("LAMBDA_RUNTIME_DIR", "/var/runtime")] {
             set(name, value);
         }
-        // The command is the handler, as in Lambda's own base images.
+        // The command is the handler, as in Lambda's own base images. Where neither is said, the image's own is, which the run knows.
         let handler = settings.handler.as_ref().or(settings.image_config.command.first());
         if let Some(handler) = handler {
             set("_HANDLER", handler);

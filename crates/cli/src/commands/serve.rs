@@ -110,13 +110,19 @@ fn read_keys(path: &std::path::Path) -> Result<Vec<AccessKey>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     let keys: Vec<AccessKey> = lines
         .map(|(number, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [id, secret, tenant] => {
+            [id, secret, tenant, token @ ..] if token.len() <= 1 => {
                 snowmelt_chunk::check_tenant(tenant)
                     .with_context(|| format!("{} line {}", path.display(), number + 1))?;
                 let (id, secret, tenant) = ((*id).to_owned(), (*secret).to_owned(), (*tenant).to_owned());
-                Ok(AccessKey { id, secret, tenant, session_token: None })
+                // A temporary key has a token that comes with each request.
+                let session_token = token.first().map(|token| (*token).to_owned());
+                Ok(AccessKey { id, secret, tenant, session_token })
             }
-            _ => bail!("{} line {}: expected KEY SECRET TENANT", path.display(), number + 1),
+            _ => bail!(
+                "{} line {}: expected KEY SECRET TENANT, and TOKEN for a temporary key",
+                path.display(),
+                number + 1
+            ),
         })
         .collect::<Result<_>>()?;
     ensure!(!keys.is_empty(), "{} has no access key", path.display());

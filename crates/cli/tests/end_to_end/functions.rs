@@ -11,6 +11,10 @@ mod provisioned;
 mod publishing;
 mod urls;
 mod watching;
+mod clients;
+mod harness;
+mod runtimes;
+mod terraform;
 
 use self::harness::Service;
 use crate::world::World;

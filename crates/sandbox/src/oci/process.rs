@@ -33,11 +33,7 @@ pub(super) fn process(inputs: &Inputs<'_>) -> Result<Value, Error> {
 /// Entrypoint and command, as docker joins them: an entrypoint from the caller drops the image's command.
 fn arguments(spec: &RunSpec, image: &ImageConfig) -> Result<Vec<String>, Error> {
     let mut arguments = spec.entrypoint.as_ref().unwrap_or(&image.entrypoint).clone();
-    if !spec.command.is_empty() {
-        arguments.extend_from_slice(&spec.command);
-    } else if spec.entrypoint.is_none() {
-        arguments.extend_from_slice(&image.cmd);
-    }
+    arguments.extend_from_slice(command(spec, image));
     if arguments.is_empty() {
         return Err(Error::invalid(spec.image.clone(), "the image names no command: give one after `--`"));
     }
@@ -45,6 +41,10 @@ fn arguments(spec: &RunSpec, image: &ImageConfig) -> Result<Vec<String>, Error> 
         Some(argument) => Err(Error::invalid(format!("argument {argument:?}"), "contains a zero byte")),
         None => Ok(arguments),
     }
+}
+
+fn command<'a>(spec: &'a RunSpec, image: &'a ImageConfig) -> &'a [String] {
+    if spec.command.is_empty() && spec.entrypoint.is_none() { &image.cmd } else { &spec.command }
 }
 
 /// Later entries replace earlier ones of the same name, in the earlier one's place.
@@ -65,6 +65,9 @@ fn environment(spec: &RunSpec, image: &ImageConfig, hostname: &str, home: &str) 
     }
     for (key, value) in &spec.env {
         set(key, value);
+    }
+    if let (Some(key), Some(word)) = (&spec.command_variable, command(spec, image).first()) {
+        set(key, word);
     }
     if !variables.iter().any(|variable| variable.0 == "HOME") {
         variables.push(("HOME", home));

@@ -164,6 +164,23 @@ fn a_first_process_only_where_the_image_has_something_for_it() {
 }
 
 #[test]
+fn a_variable_says_the_command() {
+    let fixture = Fixture::new();
+    let said = |entrypoint: Option<Vec<String>>, command: &[&str]| {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        let variable = Some("SAID".to_owned());
+        let spec = RunSpec { entrypoint, command, command_variable: variable, ..RunSpec::default() };
+        let (document, _) = fixture.configure(&spec, &image(), CgroupVersion::V1).unwrap();
+        let environment = document["process"]["env"].as_array().unwrap().clone();
+        environment.iter().find_map(|variable| variable.as_str()?.strip_prefix("SAID=").map(str::to_owned))
+    };
+    assert_eq!(said(None, &[]).as_deref(), Some("default"));
+    assert_eq!(said(None, &["x", "y"]).as_deref(), Some("x"));
+    assert_eq!(said(Some(vec!["/e".into()]), &["x"]).as_deref(), Some("x"));
+    assert_eq!(said(Some(vec!["/e".into()]), &[]), None);
+}
+
+#[test]
 fn what_cannot_be_is_said() {
     let fixture = Fixture::new();
     let configure = |spec: RunSpec| fixture.configure(&spec, &image(), CgroupVersion::V1).unwrap_err();

@@ -39,12 +39,13 @@ impl Log {
         }
     }
 
-    /// What is there already, up to what a pipe holds: who writes all the time must not keep this from ending.
+    /// What is there already, up to what a pipe holds: who writes all the time must not keep this from ending. The pipe itself is asked:
+    /// whether it can be read is known from the last look at all of them, and what asks for this may have come after that.
     pub(super) fn read_now(&self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut bytes = vec![0; BLOCK];
         while all.len() < MOST_PENDING
-            && let Ok(count @ 1..) = self.0.try_read(&mut bytes)
+            && let Ok(count @ 1..) = rustix::io::read(&self.0, &mut bytes)
         {
             all.extend_from_slice(&bytes[..count]);
         }
@@ -77,6 +78,21 @@ mod tests {
     use base64::Engine as _;
 
     use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_was_written_is_there_at_once() {
+        use std::io::Write as _;
+        let (from, mut to) = std::io::pipe().unwrap();
+        let log = Log::new(from.into()).unwrap();
+        for number in 0..100 {
+            assert_eq!(log.read_now(), b"");
+            // Nothing looks at the pipe between these two.
+            to.write_all(&[number]).unwrap();
+            assert_eq!(log.read_now(), [number]);
+        }
+        drop(to);
+        assert_eq!(log.read().await.unwrap(), b"");
+    }
 
     #[test]
     fn the_end_is_kept_however_it_comes() {

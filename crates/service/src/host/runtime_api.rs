@@ -7,6 +7,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -195,6 +197,7 @@ async fn response(shared: &Arc<Shared>, id: &str, request: Request<Incoming>) ->
 /// Passes an answer on as it comes.
 async fn stream(shared: &Arc<Shared>, id: &str, mut body: Incoming) -> Answer {
     let mut broken: Option<String> = None;
+    let mut said = Bytes::new();
     let mut passed = 0;
     while let Some(frame) = body.frame().await {
         match frame.map(hyper::body::Frame::into_data) {
@@ -213,6 +216,8 @@ async fn stream(shared: &Arc<Shared>, id: &str, mut body: Incoming) -> Answer {
             Ok(Err(frame)) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     broken = header(&trailers, "lambda-runtime-function-error-type").or(broken);
+                    let body = header(&trailers, "lambda-runtime-function-error-body");
+                    said = body.and_then(|body| STANDARD.decode(body).ok()).unwrap_or_default().into();
                 }
             }
             Err(_) => {
@@ -223,11 +228,11 @@ async fn stream(shared: &Arc<Shared>, id: &str, mut body: Incoming) -> Answer {
     }
     let Some(tail) = shared.finish(id, broken.as_deref(), passed).await else { return not_at_it(id) };
     let id = id.to_owned();
-    let head = match broken {
-        Some(kind) => FromHost::Failed { id, kind, tail },
-        None => FromHost::Response { id, tail, is_last: true },
+    let (head, said) = match broken {
+        Some(kind) => (FromHost::Failed { id, kind, tail }, said),
+        None => (FromHost::Response { id, tail, is_last: true }, Bytes::new()),
     };
-    shared.send(head, Bytes::new()).await;
+    shared.send(head, said).await;
     accepted()
 }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -103,23 +104,47 @@ impl Service {
     /// Runs a script to its end; what is wrong ends it with an exception.
     #[track_caller]
     pub(crate) fn script(&self, world: &World, text: &str) {
-        let finished = finish(self.start_script(world, text, &[]));
-        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
-        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+        self.script_for("lambda", world, text);
+    }
+
+    /// The same where functions are of another test image.
+    #[track_caller]
+    pub(crate) fn script_for(&self, image: &str, world: &World, text: &str) {
+        let mut python = self.client(world, &python());
+        python.arg("-").env("IMAGE", test_image(image));
+        self.run(world, python, &format!("{PRELUDE}\n{text}"));
     }
 
     /// Starts a script that runs beside the test.
     pub(crate) fn start_script(&self, world: &World, text: &str, variables: &[(&str, &Path)]) -> Child {
-        let mut python = Command::new(python());
-        python.args(["-"]).env("ENDPOINT", &self.endpoint).env("IMAGE", test_image("lambda"));
-        python.env("HOME", world.path("home")).env("AWS_EC2_METADATA_DISABLED", "true");
-        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
-            python.env_remove(variable);
-        }
-        python.envs(variables.iter().copied());
+        let mut python = self.client(world, &python());
+        python.arg("-").env("IMAGE", test_image("lambda")).envs(variables.iter().copied());
         let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         write!(child.stdin.take().unwrap(), "{PRELUDE}\n{text}").unwrap();
         child
+    }
+
+    /// A program that is to call the service, with no settings of this machine's.
+    pub(crate) fn client(&self, world: &World, program: &Path) -> Command {
+        let mut client = Command::new(program);
+        client.env("ENDPOINT", &self.endpoint).env("HOME", world.path("home"));
+        client.env("AWS_EC2_METADATA_DISABLED", "true");
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            client.env_remove(variable);
+        }
+        client
+    }
+
+    /// Runs it to its end, which is to be a good one, and gives what it printed.
+    #[track_caller]
+    pub(crate) fn run(&self, world: &World, mut client: Command, input: &str) -> String {
+        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // What ends before it has read all says why.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let finished = finish(child);
+        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
+        finished.stdout()
     }
 }
 
@@ -138,4 +163,16 @@ pub(crate) fn python() -> PathBuf {
         assert!(status.success(), "scripts/test-servers install failed; see its messages above");
     }
     python
+}
+
+/// Where the other clients are: scripts/test-clients.
+pub(crate) fn clients() -> PathBuf {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let install = || {
+        let mut script = Command::new(repository().join("scripts/test-clients"));
+        let output = script.env("SNOWMELT_TEST_CACHE", test_cache()).stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "scripts/test-clients failed; see its messages above");
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+    };
+    INSTALLED.get_or_init(install).clone()
 }
