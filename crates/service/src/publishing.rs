@@ -23,6 +23,8 @@ struct NoImage {
 
 /// Images that are published at once.
 pub(crate) const MOST_AT_ONCE: usize = 4;
+/// What names of layers that are being made begin with.
+const LAYER: &str = "layer-";
 /// How long an image is kept for what may still be started from it: tenths of a second.
 const IMAGE_PATIENCE: usize = 600;
 /// A registry that gives its bytes one by one must not keep others from theirs.
@@ -88,7 +90,7 @@ impl Service {
         let made = tokio::task::spawn_blocking(move || {
             let package = std::fs::read(path).map_err(|error| format!("reading the package: {error}"))?;
             let mut layer = tempfile::Builder::new()
-                .prefix("layer-")
+                .prefix(LAYER)
                 .suffix(".tar")
                 .tempfile_in(folder)
                 .map_err(|error| error.to_string())?;
@@ -98,6 +100,22 @@ impl Service {
         let layer = made.await.map_err(|_| failed("it was given up: this is a bug".into()))?.map_err(failed)?;
         let code = publish(&self.options, &function.tenant, image, Some(layer.path()), name).await?;
         Ok(Code { package: Some(package.clone()), ..code })
+    }
+
+    /// Removes what a service before this one left: packages that no version has, and layers that were being made.
+    pub(crate) fn remove_leftovers(self: &Arc<Self>) {
+        for entry in std::fs::read_dir(&self.options.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(LAYER) {
+                // One that stays costs room and nothing else.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        let service = Arc::clone(self);
+        self.in_background(async move {
+            for (tenant, function) in service.packages.owners() {
+                service.remove_unused_packages(&tenant, &function).await;
+            }
+        });
     }
 
     /// Removes packages that no version has any more.
