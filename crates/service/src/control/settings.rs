@@ -66,7 +66,7 @@ pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiEr
         settings.role = role;
     }
     if let Some(description) = input.text("Description")? {
-        if description.len() > 256 {
+        if description.chars().count() > 256 {
             return Err(ApiError::invalid("Description has more than 256 characters"));
         }
         settings.description = description;

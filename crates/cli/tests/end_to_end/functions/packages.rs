@@ -90,6 +90,8 @@ changed = client.update_function_configuration(FunctionName="zipped", Runtime="p
 assert changed["LastUpdateStatus"] == "InProgress" and changed["Runtime"] == "provided.al2023", changed
 client.get_waiter("function_updated_v2").wait(FunctionName="zipped", WaiterConfig={"Delay": 1})
 assert client.get_function_configuration(FunctionName="zipped")["Runtime"] == "provided.al2023"
+# The image of this one may outlive the service that is killed.
+client.delete_function(FunctionName="zipped", Qualifier="1")
 "##;
     let script = |service: &Service, text: &str| service.script(&world, &format!("{ZIP}{text}"));
     script(&service, text);
@@ -101,7 +103,6 @@ assert client.get_function_configuration(FunctionName="zipped")["Runtime"] == "p
         r#"
 assert invoke(name="own")["Payload"] == "own" and invoke(name="zipped", Qualifier="2")["Payload"]["number"] == 2
 assert urllib.request.urlopen(client.get_function(FunctionName="zipped")["Code"]["Location"]).read() == package(2)
-client.delete_function(FunctionName="zipped", Qualifier="1")
 for name in ["zipped", "own"]:
     client.delete_function(FunctionName=name)
 "#,
