@@ -103,3 +103,9 @@ struct Act<'a> {
     service: &'a Arc<Service>,
     input: &'a Input,
 }
+
+/// Reads a request's settings and the statement in it, for fuzzing.
+pub(crate) fn fuzz_settings(input: &Input) -> Result<crate::policy::Statement, ApiError> {
+    let _ = settings::new(input);
+    policy::statement(input)
+}

@@ -12,6 +12,7 @@ pub mod api;
 mod assignment;
 mod control;
 mod events;
+pub mod fuzz;
 mod host;
 mod hosts;
 mod invoke;

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use crate::assignment::Key;
 use crate::model::{Code, Function, Source, State, Update, Version, new_id};
 use crate::package::write_layer;
+use crate::registry::Noted;
 use crate::service::{Service, ServiceOptions};
 use crate::sigv4::hex;
 
@@ -23,6 +24,8 @@ struct NoImage {
 
 /// Images that are published at once.
 pub(crate) const MOST_AT_ONCE: usize = 4;
+/// What names of layers that are being made begin with.
+const LAYER: &str = "layer-";
 /// How long an image is kept for what may still be started from it: tenths of a second.
 const IMAGE_PATIENCE: usize = 600;
 /// A registry that gives its bytes one by one must not keep others from theirs.
@@ -47,7 +50,11 @@ impl Service {
             let wanted_since = Instant::now();
             let Ok(_permit) = service.publishing.acquire().await else { return };
             let name = image_name(&function.name, &new_id());
-            let published = service.publish_source(&function, &source, &name).await;
+            // Before it is there, so that none is ever there that the next service does not know.
+            let published = match service.registry.note_image(&function.tenant, &function.name, &name) {
+                Ok(()) => service.publish_source(&function, &source, &name).await,
+                Err(error) => Err(NoImage { code: "InternalError", reason: error.message().to_owned() }),
+            };
             let mut before = None;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
                 if function.latest.wanted.as_ref() != Some(&source) {
@@ -70,9 +77,11 @@ impl Service {
                 service.remove_unused(&function.tenant, &function.name, &before).await;
             }
             service.remove_unused_packages(&function.tenant, &function.name).await;
-            if !is_kept && published.is_ok() {
+            if published.is_err() {
+                let _ = service.registry.forget_image(&function.tenant, &name);
+            } else if !is_kept {
                 // Deleted or changed meanwhile, or not written down.
-                remove(&service.options, &function.tenant, &name).await;
+                service.remove_image(&function.tenant, &name, Duration::MAX).await;
             }
         });
     }
@@ -92,7 +101,7 @@ impl Service {
         let made = tokio::task::spawn_blocking(move || {
             let package = std::fs::read(path).map_err(|error| format!("reading the package: {error}"))?;
             let mut layer = tempfile::Builder::new()
-                .prefix("layer-")
+                .prefix(LAYER)
                 .suffix(".tar")
                 .tempfile_in(folder)
                 .map_err(|error| error.to_string())?;
@@ -102,6 +111,30 @@ impl Service {
         let layer = made.await.map_err(|_| failed("it was given up: this is a bug".into()))?.map_err(failed)?;
         let code = publish(&self.options, &function.tenant, image, Some(layer.path()), name).await?;
         Ok(Code { package: Some(package.clone()), ..code })
+    }
+
+    /// Removes what a service before this one left: images and packages that no version has, and layers that were being made.
+    pub(crate) fn remove_leftovers(self: &Arc<Self>) {
+        for entry in std::fs::read_dir(&self.options.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(LAYER) {
+                // One that stays costs room and nothing else.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        for Noted { tenant, image, function, age } in self.registry.unused_images().unwrap_or_default() {
+            let service = Arc::clone(self);
+            self.in_background(async move {
+                if service.wait_for_sandboxes(&tenant, &function, &image).await {
+                    service.remove_image(&tenant, &image, age).await;
+                }
+            });
+        }
+        let service = Arc::clone(self);
+        self.in_background(async move {
+            for (tenant, function) in service.packages.owners() {
+                service.remove_unused_packages(&tenant, &function).await;
+            }
+        });
     }
 
     /// Removes packages that no version has any more.
@@ -117,10 +150,17 @@ impl Service {
 
     /// Removes an image once no version has it and nothing that runs may still be started from it.
     pub(crate) async fn remove_unused(&self, tenant: &str, function: &str, image: &str) {
+        if self.wait_for_sandboxes(tenant, function, image).await {
+            self.remove_image(tenant, image, Duration::MAX).await;
+        }
+    }
+
+    /// Waits until nothing that runs may still be started from an image. False where a version has it.
+    async fn wait_for_sandboxes(&self, tenant: &str, function: &str, image: &str) -> bool {
         for _ in 0..IMAGE_PATIENCE {
             let current = self.registry.find(tenant, function);
             if current.as_ref().is_some_and(|function| function.uses(image)) {
-                return;
+                return false;
             }
             let is_current =
                 |key: &Key| current.as_ref().is_some_and(|function| function.has_revision(&key.number, &key.revision));
@@ -130,7 +170,24 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        remove(&self.options, tenant, image).await;
+        true
+    }
+
+    /// Removes an image that nothing refers to any more. One that stays costs room and nothing else, and is tried again by the next
+    /// service. `age` is for how long it was to be there: one that is not there may still be made by who was told to.
+    async fn remove_image(&self, tenant: &str, name: &str, age: Duration) {
+        let output = command(&self.options, tenant).args(["rm", name]).stdout(Stdio::null()).output().await;
+        let said = match output {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        let is_missing = said.as_ref().is_some_and(|said| said.contains("is not in the store"));
+        if said.is_none() || (is_missing && age > 2 * PATIENCE) {
+            let _ = self.registry.forget_image(tenant, name);
+        } else if !is_missing {
+            tracing::warn!(name, said, "an image was not removed");
+        }
     }
 }
 
@@ -212,16 +269,4 @@ async fn publish(
         bytes: said["content_bytes"].as_u64().unwrap_or(0),
         package: None,
     })
-}
-
-/// Removes an image that nothing refers to any more. One that stays costs room and nothing else.
-async fn remove(options: &ServiceOptions, tenant: &str, name: &str) {
-    let output = command(options, tenant).args(["rm", name]).stdout(Stdio::null()).output().await;
-    match output {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            tracing::warn!(name, said = %String::from_utf8_lossy(&output.stderr).trim(), "an image was not removed");
-        }
-        Err(error) => tracing::warn!(name, %error, "an image was not removed"),
-    }
 }

@@ -1,11 +1,14 @@
 //! The functions there are: in memory, and in a database that survives whatever happens to this process.
 
+mod images;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+pub(crate) use self::images::Noted;
 use crate::Qualifier;
 use crate::api::ApiError;
 use crate::model::Function;
@@ -57,6 +60,7 @@ impl Registry {
         let database = Database::create(path)?;
         let begun = database.begin_write()?;
         begun.open_table(FUNCTIONS)?;
+        begun.open_table(images::IMAGES)?;
         begun.commit()?;
         let mut functions = State::default();
         let read = database.begin_read()?;

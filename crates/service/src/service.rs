@@ -218,6 +218,7 @@ impl Service {
             service.set_aside(&function);
         }
         service.expect_hosts(before);
+        service.remove_leftovers();
         hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
         tokio::spawn(events::dispatch(Arc::downgrade(&service)));

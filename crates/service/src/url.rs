@@ -124,7 +124,7 @@ impl UrlBase {
             .iter()
             .find_map(|domain| host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.')))?;
         let id = rest.strip_suffix(region)?.strip_suffix(".lambda-url.")?;
-        (!id.is_empty() && !id.contains('.')).then(|| id.to_owned())
+        (!id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric())).then(|| id.to_owned())
     }
 }
 

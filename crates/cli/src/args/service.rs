@@ -51,7 +51,7 @@ pub(crate) struct ServiceArgs {
     /// Let destinations be addresses: records are sent from this machine, to whatever it reaches.
     #[arg(long, hide_short_help = true)]
     pub(crate) allow_http_destinations: bool,
-    /// What function URLs end with: functions.example.org, or http://example.org:8080 without TLS; something in front of the
+    /// What function URLs end with: functions.example.org, or `http://example.org:8080` without TLS; something in front of the
     /// service passes them on with their host [default: http://localhost with the port of --listen].
     #[arg(long, value_name = "DOMAIN", value_parser = snowmelt_service::UrlBase::parse, hide_short_help = true)]
     pub(crate) url_domain: Option<snowmelt_service::UrlBase>,

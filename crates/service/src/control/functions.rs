@@ -247,7 +247,7 @@ impl Act<'_> {
 
     pub(super) fn update_code(&self) -> Result<Success, ApiError> {
         let name = self.name_alone()?;
-        settings::refuse_what_is_not_there(&self.input.body)?;
+        settings::refuse_what_is_not_there(&self.input.body, Some(&name))?;
         let (is_dry, is_published) = (self.input.flag("DryRun")?, self.input.flag("Publish")?);
         let found = self.find(&name)?;
         let given = self.given_code(&self.input.body, Some(&found.latest))?;
@@ -274,7 +274,14 @@ impl Act<'_> {
             latest.modified = Utc::now();
             // Its version has no code until then.
             let version = Version { state: State::Pending, ..latest.clone() };
-            Ok(is_published.then(|| function.add_version(version)))
+            // A package that is the last version's is no new one; what an image has is known later.
+            let last = function.versions.last_key_value().filter(|(_, last)| {
+                last.package().is_some() && last.package() == version.package() && last.settings == version.settings
+            });
+            match last.map(|(number, _)| *number) {
+                Some(number) => Ok(is_published.then_some(number)),
+                None => Ok(is_published.then(|| function.add_version(version))),
+            }
         })?;
         drop(turn);
         self.service.publish(&function);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Act, Success};
+use super::{Act, Input, Success};
 use crate::api::ApiError;
 use crate::model::Function;
 use crate::policy::{Policy, Statement};
@@ -32,25 +32,7 @@ impl Act<'_> {
     pub(super) fn add_permission(&self) -> Result<Success, ApiError> {
         let (named, key, arn) = self.policy_target()?;
         let input = self.input;
-        let text = |name: &str| Ok::<_, ApiError>(input.text(name)?.filter(|text| !text.is_empty()));
-        let statement = Statement {
-            sid: input.needed("StatementId")?,
-            action: input.needed("Action")?,
-            principal: input.needed("Principal")?,
-            source_arn: text("SourceArn")?,
-            source_account: text("SourceAccount")?,
-            organization: text("PrincipalOrgID")?,
-            event_source_token: text("EventSourceToken")?,
-            url_auth: text("FunctionUrlAuthType")?
-                .map(|name| UrlAuth::parse("FunctionUrlAuthType", &name))
-                .transpose()?,
-            via_url: input
-                .body
-                .contains_key("InvokedViaFunctionUrl")
-                .then(|| input.flag("InvokedViaFunctionUrl"))
-                .transpose()?,
-        };
-        statement.check()?;
+        let statement = statement(input)?;
         let shown = statement.show(&arn).to_string();
         let revision = input.text("RevisionId")?;
         self.service.registry.change(&input.tenant, &named.name, |function| {
@@ -88,6 +70,26 @@ impl Act<'_> {
         })?;
         Ok(Success::no_content())
     }
+}
+
+/// The statement that a request gives.
+pub(super) fn statement(input: &Input) -> Result<Statement, ApiError> {
+    let text = |name: &str| Ok::<_, ApiError>(input.text(name)?.filter(|text| !text.is_empty()));
+    let via_url = input.body.contains_key("InvokedViaFunctionUrl").then(|| input.flag("InvokedViaFunctionUrl"));
+    let url_auth = text("FunctionUrlAuthType")?;
+    let statement = Statement {
+        sid: input.needed("StatementId")?,
+        action: input.needed("Action")?,
+        principal: input.needed("Principal")?,
+        source_arn: text("SourceArn")?,
+        source_account: text("SourceAccount")?,
+        organization: text("PrincipalOrgID")?,
+        event_source_token: text("EventSourceToken")?,
+        url_auth: url_auth.map(|name| UrlAuth::parse("FunctionUrlAuthType", &name)).transpose()?,
+        via_url: via_url.transpose()?,
+    };
+    statement.check()?;
+    Ok(statement)
 }
 
 fn no_policy() -> ApiError {

@@ -56,7 +56,7 @@ pub(super) fn new(input: &Input) -> Result<Settings, ApiError> {
 
 /// Changes what the caller names, and nothing else.
 pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiError> {
-    refuse_what_is_not_there(&input.body)?;
+    refuse_what_is_not_there(&input.body, input.path.first().map(String::as_str))?;
     if let Some(role) = input.text("Role")? {
         if !role.starts_with("arn:") {
             return Err(ApiError::invalid(format!(
@@ -66,7 +66,7 @@ pub(super) fn change(input: &Input, settings: &mut Settings) -> Result<(), ApiEr
         settings.role = role;
     }
     if let Some(description) = input.text("Description")? {
-        if description.len() > 256 {
+        if description.chars().count() > 256 {
             return Err(ApiError::invalid("Description has more than 256 characters"));
         }
         settings.description = description;
@@ -174,7 +174,7 @@ pub(super) fn architecture(input: &Input, settings: &mut Settings) -> Result<(),
 }
 
 /// What AWS has and we do not must not be taken for done.
-pub(super) fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), ApiError> {
+pub(super) fn refuse_what_is_not_there(body: &Map<String, Value>, name: Option<&str>) -> Result<(), ApiError> {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(all) => all.is_empty(),
@@ -208,7 +208,12 @@ pub(super) fn refuse_what_is_not_there(body: &Map<String, Value>) -> Result<(), 
     }
     // Logs are one file for each function, as it writes them.
     if let Some(Value::Object(logging)) = body.get("LoggingConfig") {
-        let is_own = |group: &str| group.starts_with("/aws/lambda/");
+        let named = body.get("FunctionName").and_then(Value::as_str).or(name);
+        // A name may be the end of an ARN.
+        let is_own = |group: &str| {
+            let group = group.strip_prefix("/aws/lambda/").unwrap_or("");
+            named.is_some_and(|named| named.rsplit(':').any(|part| part == group))
+        };
         let text = |name: &str| logging.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let is_text = text("LogFormat").is_none_or(|format| format == "Text");
         let has_level = text("ApplicationLogLevel").is_some() || text("SystemLogLevel").is_some();

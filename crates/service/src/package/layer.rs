@@ -37,6 +37,9 @@ pub(crate) fn write_layer(package: &[u8], to: impl Write) -> Result<u64, String>
     if archive.len() > MOST_ENTRIES {
         return Err(format!("it has {} entries: at most {MOST_ENTRIES} are taken", archive.len()));
     }
+    // What is said of an entry twice must be the same, and nothing may be there twice or beside what is listed: other readers would see
+    // another package.
+    archive.validate_header_consistency().map_err(unreadable)?;
     let mut layer = Layer { builder: Builder::new(to), kinds: BTreeMap::new(), unpacked: 0 };
     layer.begin().map_err(|error| error.to_string())?;
     let mut packed = 0_u64;

@@ -95,7 +95,11 @@ pub(super) async fn serve(service: &Arc<Service>, id: &str, head: &Parts, body: 
 fn add(headers: &mut HeaderMap, more: Vec<(&'static str, String)>) {
     for (name, value) in more {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(HeaderName::from_static(name), value);
+            // What an answer varies by is said beside what the function says.
+            match name {
+                "vary" => drop(headers.append(http::header::VARY, value)),
+                other => drop(headers.insert(HeaderName::from_static(other), value)),
+            }
         }
     }
 }

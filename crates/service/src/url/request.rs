@@ -115,10 +115,12 @@ impl Asked<'_> {
                 join(&mut all, name.clone(), value);
             }
         }
+        let own = if self.scheme == "https" { "443" } else { "80" };
+        let port = self.header("host").and_then(|host| host.rsplit_once(':')).map_or(own, |(_, port)| port);
         join(&mut all, "x-forwarded-for".into(), &self.source.to_string());
         for (name, value) in [
             ("x-forwarded-proto", self.scheme.to_owned()),
-            ("x-forwarded-port", if self.scheme == "https" { "443" } else { "80" }.to_owned()),
+            ("x-forwarded-port", port.to_owned()),
             ("x-amzn-trace-id", format!("Root=1-{:08x}-{}", self.at.timestamp(), trace(self.request_id))),
         ] {
             all.entry(name).or_insert_with(|| json!(value));

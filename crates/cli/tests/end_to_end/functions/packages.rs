@@ -76,6 +76,9 @@ client.get_waiter("function_updated_v2").wait(FunctionName="zipped", WaiterConfi
 number = lambda qualifier: invoke(name="zipped", Qualifier=qualifier)["Payload"]["number"]
 assert [number("$LATEST"), number("1"), number("2")] == [2, 1, 2]
 assert urllib.request.urlopen(client.get_function(FunctionName="zipped", Qualifier="1")["Code"]["Location"]).read() == first
+same = client.update_function_code(FunctionName="zipped", ZipFile=second, Publish=True)
+assert same["Version"] == "2" and same["State"] == "Active", same
+client.get_waiter("function_updated_v2").wait(FunctionName="zipped", WaiterConfig={"Delay": 1})
 client.update_function_configuration(FunctionName="zipped", Handler="task.other")
 assert invoke(name="zipped")["Payload"] == "other" and number("2") == 2
 
@@ -87,6 +90,8 @@ changed = client.update_function_configuration(FunctionName="zipped", Runtime="p
 assert changed["LastUpdateStatus"] == "InProgress" and changed["Runtime"] == "provided.al2023", changed
 client.get_waiter("function_updated_v2").wait(FunctionName="zipped", WaiterConfig={"Delay": 1})
 assert client.get_function_configuration(FunctionName="zipped")["Runtime"] == "provided.al2023"
+# The image of this one may outlive the service that is killed.
+client.delete_function(FunctionName="zipped", Qualifier="1")
 "##;
     let script = |service: &Service, text: &str| service.script(&world, &format!("{ZIP}{text}"));
     script(&service, text);
@@ -98,13 +103,14 @@ assert client.get_function_configuration(FunctionName="zipped")["Runtime"] == "p
         r#"
 assert invoke(name="own")["Payload"] == "own" and invoke(name="zipped", Qualifier="2")["Payload"]["number"] == 2
 assert urllib.request.urlopen(client.get_function(FunctionName="zipped")["Code"]["Location"]).read() == package(2)
-client.delete_function(FunctionName="zipped", Qualifier="1")
 for name in ["zipped", "own"]:
     client.delete_function(FunctionName=name)
 "#,
     );
     service.stop();
     world.assert_nothing_left();
+    let kept: Vec<_> = std::fs::read_dir(world.path("cache/functions/packages/default")).unwrap().collect();
+    assert!(kept.is_empty(), "{kept:?}");
     let images = world.json(&["images"]);
     assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
 }

@@ -94,6 +94,37 @@ fn what_is_not_taken_is_named() {
 }
 
 #[test]
+fn what_readers_would_see_differently_is_refused() {
+    let made = package(&[("aa.py", b"one"), ("bb.py", b"two")]);
+    let places = |name: &[u8]| -> Vec<usize> {
+        (0..made.len() - name.len()).filter(|at| &made[*at..*at + name.len()] == name).collect()
+    };
+    let names = places(b"bb.py");
+    assert_eq!(names.len(), 2);
+    let renamed = |places: &[usize]| {
+        let mut made = made.clone();
+        for at in places {
+            made[*at..*at + 5].copy_from_slice(b"aa.py");
+        }
+        layer(&made)
+    };
+    // Twice under one name; and under one name here and another there.
+    for places in [&names[..], &names[..1], &names[1..]] {
+        assert!(renamed(places).is_err(), "{places:?}");
+    }
+}
+
+#[test]
+fn what_was_written_without_going_back_is_a_package() {
+    let mut bytes = Vec::new();
+    let mut writer = ZipWriter::new_stream(&mut bytes);
+    writer.start_file("app.py", options(0o644)).unwrap();
+    writer.write_all(b"code").unwrap();
+    writer.finish().unwrap();
+    assert_eq!(entries(&layer(&bytes).unwrap()), [("var/task/app.py".to_owned(), 0o644, "code".to_owned())]);
+}
+
+#[test]
 fn what_unpacks_to_too_much_is_refused_before_it_is_there() {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     let piece = vec![0; 1 << 20];
