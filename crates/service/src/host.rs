@@ -11,6 +11,7 @@ mod extensions_api;
 mod lifecycle;
 mod logs;
 mod network;
+mod outgoing;
 mod report;
 mod runtime_api;
 mod serving;
@@ -21,13 +22,17 @@ use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::{Deserialize, Serialize};
-use snowmelt_sandbox::{AgentConfig, FirstProcess, Network, RunSpec, StateDir, Step, run};
+use snowmelt_sandbox::{AgentConfig, Error, FirstProcess, Network, RunSpec, StateDir, Step, run};
 
 pub(crate) use self::lifecycle::Reason;
 use self::network::Namespace;
+use self::outgoing::Outgoing;
+pub use self::outgoing::OutgoingNetwork;
+pub use self::outgoing::PROGRAMS as OUTGOING_PROGRAMS;
 use self::serving::Sockets;
 
 /// Where the Runtime API is, as the container sees it.
@@ -60,6 +65,8 @@ pub(crate) struct HostConfig {
     pub(crate) init_limit_ms: u64,
     /// It did not begin before: this is a part of an invocation, and nobody tries again.
     pub(crate) is_last_try: bool,
+    /// Where the function may connect to.
+    pub(crate) outgoing: OutgoingNetwork,
 }
 
 /// The whole of the hidden `function-host` subcommand.
@@ -102,6 +109,8 @@ fn host() -> std::io::Result<()> {
     BufReader::new(std::io::stdin()).read_line(&mut line)?;
     let config: HostConfig = serde_json::from_str(&line)?;
     let namespace = Namespace::new()?;
+    // It is connected while the image is opened.
+    let outgoing = Outgoing::start(&namespace, config.outgoing);
     let runtime_api = namespace.listen(RUNTIME_API)?;
     let first_process = supervisor::listen(&namespace, &config.sandbox)?;
     // The container's output is this process's: from here on it goes into the pipe.
@@ -111,15 +120,23 @@ fn host() -> std::io::Result<()> {
     drop(output);
     let (end, ended) = tokio::sync::oneshot::channel();
     let spec = spec(&config, &namespace);
+    let namespace = Arc::new(namespace);
     let sockets = Sockets { runtime_api, first_process, log: OwnedFd::from(log) };
-    let (serving, started) = serving::start(&config, namespace, sockets, ended)?;
-    let started = std::sync::Mutex::new(Some(started));
+    let (serving, started) = serving::start(&config, Arc::clone(&namespace), sockets, ended)?;
+    // The container's way out is there as long as this, and ready before the command is.
+    let starting = Mutex::new((outgoing, Some(started)));
     let progress = |step| {
-        if step == Step::Starting
-            && let Some(started) = started.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
-        {
-            let _ = started.send(());
+        let mut starting = starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (outgoing, started) = &mut *starting;
+        if step != Step::Starting {
+            return Ok(());
         }
+        let ready = outgoing.as_mut().map_err(|error| std::io::Error::other(error.to_string()));
+        ready.and_then(|outgoing| outgoing.as_mut().map_or(Ok(()), |outgoing| outgoing.wait(&namespace))).map_err(
+            |source| Error::Io { operation: "connect", subject: "the sandbox to the network".into(), source },
+        )?;
+        let _ = started.take().map(|started| started.send(()));
+        Ok(())
     };
     let outcome = StateDir::new(&config.state).and_then(|state| run(&spec, &config.agent, &state, &progress));
     let ended = match outcome {
@@ -155,6 +172,10 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         }),
         // With these it could send what its network does not let it, and make devices.
         without_capabilities: vec!["CAP_NET_RAW".into(), "CAP_MKNOD".into()],
+        name_servers: match config.outgoing {
+            OutgoingNetwork::None => Vec::new(),
+            OutgoingNetwork::Public | OutgoingNetwork::All => vec![outgoing::NAME_SERVER.into()],
+        },
         own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
         memory_bytes: Some(u64::from(config.memory_mb) << 20),
         cpus: Some(config.cpus),

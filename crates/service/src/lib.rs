@@ -27,7 +27,7 @@ mod server;
 mod service;
 pub mod sigv4;
 
-pub use host::host_main;
+pub use host::{OUTGOING_PROGRAMS, OutgoingNetwork, host_main};
 pub use name::{FunctionName, Place, Qualifier};
 pub use server::serve;
 pub use service::{AccessKey, Service, ServiceOptions};

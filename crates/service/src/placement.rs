@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 use crate::Place;
-use crate::host::HostConfig;
+use crate::host::{HostConfig, OutgoingNetwork};
 use crate::model::Version;
 
 /// How long a sandbox may take to begin, as in Lambda. It is tried again as a part of the invocation, under the function's own timeout.
@@ -25,6 +25,7 @@ pub(crate) struct Machine {
     pub(crate) agent: AgentConfig,
     pub(crate) state: PathBuf,
     pub(crate) place: Place,
+    pub(crate) outgoing: OutgoingNetwork,
 }
 
 /// What is to run.
@@ -81,18 +82,30 @@ impl Machine {
             account: self.place.account.clone(),
             init_limit_ms: if wanted.is_last_try { u64::from(settings.timeout) * 1000 } else { INIT_LIMIT_MS },
             is_last_try: wanted.is_last_try,
+            outgoing: self.outgoing,
         }
     }
 
     /// What runtimes read: the function's own variables, and Lambda's over them.
     fn environment(&self, wanted: &Wanted<'_>) -> Vec<(String, String)> {
         let settings = &wanted.version.settings;
-        let stream = format!("[{}]{}", wanted.number, wanted.sandbox.replace('-', ""));
+        let day = chrono::Utc::now().format("%Y/%m/%d");
+        let stream = format!("{day}/[{}]{}", wanted.number, wanted.sandbox.replace('-', ""));
         let own = settings.environment.iter().map(|(name, value)| (name.clone(), value.clone()));
         let mut all: Vec<(String, String)> = own.collect();
         let mut set = |name: &str, value: &str| all.push((name.to_owned(), value.to_owned()));
         set("AWS_REGION", &self.place.region);
         set("AWS_DEFAULT_REGION", &self.place.region);
+        set("AWS_EXECUTION_ENV", "AWS_Lambda_Image");
+        set("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
+        // SDKs do not begin without any. These are no secret of anybody's, and open nothing: see docs/lambda-runtime.md.
+        for (name, value) in [
+            ("AWS_ACCESS_KEY_ID", "ASIASNOWMELTFUNCTION"),
+            ("AWS_SECRET_ACCESS_KEY", "none"),
+            ("AWS_SESSION_TOKEN", "none"),
+        ] {
+            set(name, value);
+        }
         set("AWS_LAMBDA_FUNCTION_NAME", wanted.function);
         set("AWS_LAMBDA_FUNCTION_VERSION", wanted.number);
         set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &settings.memory.to_string());

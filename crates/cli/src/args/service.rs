@@ -43,6 +43,9 @@ pub(crate) struct ServiceArgs {
     /// Let destinations be addresses: records are sent from this machine, to whatever it reaches.
     #[arg(long, hide_short_help = true)]
     pub(crate) allow_http_destinations: bool,
+    /// Where functions may connect to: `none`; `public`, the internet; `all`, private networks too. Never this machine or other functions.
+    #[arg(long, value_name = "WHERE", default_value = "none")]
+    pub(crate) outgoing_network: snowmelt_service::OutgoingNetwork,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,

@@ -2,6 +2,7 @@
 
 mod extensions;
 mod harness;
+mod network;
 
 use self::harness::Service;
 use crate::world::World;

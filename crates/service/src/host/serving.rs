@@ -87,7 +87,7 @@ pub(super) struct Sockets {
 /// Starts the thread. It is told of the start of the container by what it gives, and of its end by `ended`.
 pub(super) fn start(
     config: &HostConfig,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     sockets: Sockets,
     ended: oneshot::Receiver<Outcome>,
 ) -> std::io::Result<(JoinHandle<()>, oneshot::Sender<()>)> {
@@ -111,7 +111,7 @@ pub(super) fn start(
 /// Serves until all is said. Gives whether the container has ended.
 async fn serve(
     config: HostConfig,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     sockets: Sockets,
     started: oneshot::Receiver<()>,
     ended: oneshot::Receiver<Outcome>,
