@@ -32,13 +32,15 @@ impl LoadingBar {
         Self { bar: OnceLock::new(), quiet }
     }
 
-    pub(crate) fn show(&self, step: Step<'_>) {
-        let Step::Loading { bytes, total } = step else { return };
+    #[allow(clippy::unnecessary_wraps)]
+    pub(crate) fn show(&self, step: Step<'_>) -> Result<(), snowmelt_sandbox::Error> {
+        let Step::Loading { bytes, total } = step else { return Ok(()) };
         let bar = self.bar.get_or_init(|| bytes_bar("loading", total, self.quiet));
         bar.set_position(bytes);
         if bytes >= total {
             bar.finish_and_clear();
         }
+        Ok(())
     }
 }
 

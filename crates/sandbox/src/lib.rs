@@ -11,7 +11,7 @@
 //! # fn configuration() -> AgentConfig { unimplemented!() }
 //!
 //! let spec = RunSpec { image: "debian:12".into(), command: vec!["uname".into(), "-a".into()], ..RunSpec::default() };
-//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?, &|_| {}) {
+//! match run(&spec, &configuration(), &StateDir::new("/run/snowmelt")?, &|_| Ok(())) {
 //!     Ok(outcome) => std::process::exit(outcome.exit_code.into()),
 //!     Err(error) => {
 //!         eprintln!("snowmelt: {error}");

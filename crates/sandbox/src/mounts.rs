@@ -59,7 +59,7 @@ fn start(record: &mut Record, config: &AgentConfig, state: &StateDir, progress: 
     loop {
         match agent.reports.next()? {
             Some(Report::Opened(_)) => {}
-            Some(Report::Loading { bytes, total }) => progress(Step::Loading { bytes, total }),
+            Some(Report::Loading { bytes, total }) => progress(Step::Loading { bytes, total })?,
             Some(Report::Mounted) => break,
             Some(Report::Failed { cause, message }) => return Err(Error::Image { cause, message }),
             Some(Report::Finished(_)) | None => {

@@ -70,8 +70,8 @@ pub enum Step<'a> {
     Mounted(&'a Record),
 }
 
-/// Is told of steps.
-pub type Progress<'a> = dyn Fn(Step<'_>) + Sync + 'a;
+/// Is told of steps. An error ends the start.
+pub type Progress<'a> = dyn Fn(Step<'_>) -> Result<(), Error> + Sync + 'a;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -269,13 +269,13 @@ impl<'a> Run<'a> {
                         self.stopping = Stopping::new(stopping::stop_signal(config.stop_signal.as_deref()));
                         image = Some(config);
                     }
-                    Report::Loading { bytes, total } => progress(Step::Loading { bytes, total }),
+                    Report::Loading { bytes, total } => progress(Step::Loading { bytes, total })?,
                     Report::Mounted => {
                         self.timings.mounted = self.start.elapsed();
                         let image =
                             image.ok_or_else(|| Error::invalid("agent", "mounted before it opened: this is a bug"))?;
                         let (document, command) = self.configuration(&image)?;
-                        progress(Step::Mounted(&self.sandbox.record));
+                        progress(Step::Mounted(&self.sandbox.record))?;
                         self.container.configure(&document)?;
                         self.timings.runtime_started = self.start.elapsed();
                         for signal in self.held.drain(..) {

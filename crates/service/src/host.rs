@@ -13,6 +13,7 @@ mod lifecycle;
 mod logs;
 mod memory;
 mod network;
+mod outgoing;
 mod report;
 mod runtime_api;
 mod serving;
@@ -23,14 +24,17 @@ use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::{Deserialize, Serialize};
-use snowmelt_sandbox::{AgentConfig, FirstProcess, Network, RunSpec, StateDir, Step, run};
+use snowmelt_sandbox::{AgentConfig, Error, FirstProcess, Network, RunSpec, StateDir, Step, run};
 
 pub(crate) use self::lifecycle::Reason;
 use self::network::Namespace;
+use self::outgoing::Outgoing;
+pub use self::outgoing::OutgoingNetwork;
+pub use self::outgoing::PROGRAMS as OUTGOING_PROGRAMS;
 use self::serving::Sockets;
 
 /// Where the Runtime API is, as the container sees it.
@@ -63,6 +67,8 @@ pub(crate) struct HostConfig {
     pub(crate) init_limit_ms: u64,
     /// It did not begin before: this is a part of an invocation, and nobody tries again.
     pub(crate) is_last_try: bool,
+    /// Where the function may connect to.
+    pub(crate) outgoing: OutgoingNetwork,
 }
 
 /// The whole of the hidden `function-host` subcommand.
@@ -105,6 +111,8 @@ fn host() -> std::io::Result<()> {
     BufReader::new(std::io::stdin()).read_line(&mut line)?;
     let config: HostConfig = serde_json::from_str(&line)?;
     let namespace = Namespace::new()?;
+    // It is connected while the image is opened.
+    let outgoing = Outgoing::start(&namespace, config.outgoing);
     let runtime_api = namespace.listen(RUNTIME_API)?;
     let first_process = supervisor::listen(&namespace, &config.sandbox)?;
     // The container's output is this process's: from here on it goes into the pipe.
@@ -114,13 +122,20 @@ fn host() -> std::io::Result<()> {
     drop(output);
     let (end, ended) = tokio::sync::oneshot::channel();
     let spec = spec(&config, &namespace);
+    let namespace = Arc::new(namespace);
     let sockets = Sockets { runtime_api, first_process, log: OwnedFd::from(log) };
-    let (serving, mounted) = serving::start(&config, namespace, sockets, ended)?;
+    let (serving, mounted) = serving::start(&config, Arc::clone(&namespace), sockets, ended)?;
     let mounted = Mutex::new(Some(mounted));
+    // The container's way out is there as long as this, and ready before the command is.
+    let outgoing = Mutex::new(outgoing);
     let progress = |step: Step<'_>| {
-        if let Step::Mounted(record) = step {
-            beginning::tell(&mounted, record);
-        }
+        let Step::Mounted(record) = step else { return Ok(()) };
+        beginning::tell(&mounted, record);
+        let mut outgoing = outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = outgoing.as_mut().map_err(|error| std::io::Error::other(error.to_string()));
+        ready
+            .and_then(|outgoing| outgoing.as_mut().map_or(Ok(()), |outgoing| outgoing.wait(&namespace)))
+            .map_err(|source| Error::Io { operation: "connect", subject: "the sandbox to the network".into(), source })
     };
     let outcome = StateDir::new(&config.state).and_then(|state| run(&spec, &config.agent, &state, &progress));
     let ended = match outcome {
@@ -158,6 +173,10 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         }),
         // With these it could send what its network does not let it, and make devices.
         without_capabilities: vec!["CAP_NET_RAW".into(), "CAP_MKNOD".into()],
+        name_servers: match config.outgoing {
+            OutgoingNetwork::None => Vec::new(),
+            OutgoingNetwork::Public | OutgoingNetwork::All => vec![outgoing::NAME_SERVER.into()],
+        },
         own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
         memory_bytes: Some(u64::from(config.memory_mb) << 20),
         cpus: Some(config.cpus),

@@ -156,7 +156,7 @@ impl Service {
             id: id.clone(),
             deadline_ms: milliseconds(SystemTime::now() + deadline.saturating_duration_since(Instant::now())),
             arn: arn.clone(),
-            trace: given.trace.clone(),
+            trace: Some(given.trace.clone().unwrap_or_else(new_trace)),
             client_context: given.client_context.clone(),
             wants_tail: given.wants_tail,
         };
@@ -243,6 +243,13 @@ impl Service {
 
 pub(crate) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// What follows an invocation through what it calls, where its caller has none: not recorded.
+fn new_trace() -> String {
+    let id = new_id().replace('-', "");
+    let seconds = milliseconds(SystemTime::now()) / 1000;
+    format!("Root=1-{seconds:08x}-{};Parent={};Sampled=0", &id[8..], &id[..16])
 }
 
 /// Between 0 and 1.

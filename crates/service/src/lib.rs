@@ -35,7 +35,7 @@ pub mod sigv4;
 mod status;
 mod url;
 
-pub use host::host_main;
+pub use host::{OUTGOING_PROGRAMS, OutgoingNetwork, host_main};
 pub use name::{FunctionName, Place, Qualifier};
 pub use server::serve;
 pub use service::{AccessKey, Service, ServiceOptions};

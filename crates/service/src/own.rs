@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use http_body_util::combinators::BoxBody;
 use http_body_util::StreamBody;
+use http_body_util::combinators::BoxBody;
 use hyper::body::Frame;
 use tokio::sync::OwnedSemaphorePermit;
 

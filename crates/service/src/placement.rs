@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 use crate::Place;
-use crate::host::HostConfig;
+use crate::host::{HostConfig, OutgoingNetwork};
 use crate::model::Version;
 
 /// Memory that makes a whole core, as in Lambda, in MB.
@@ -24,6 +24,7 @@ pub(crate) struct Machine {
     pub(crate) agent: AgentConfig,
     pub(crate) state: PathBuf,
     pub(crate) place: Place,
+    pub(crate) outgoing: OutgoingNetwork,
 }
 
 /// What a sandbox is started for.
@@ -102,18 +103,30 @@ impl Machine {
             account: self.place.account.clone(),
             init_limit_ms: wanted.start.init_limit(settings.timeout).as_millis() as u64,
             is_last_try: wanted.start == StartFor::InvocationAgain,
+            outgoing: self.outgoing,
         }
     }
 
     /// What runtimes read: the function's own variables, and Lambda's over them.
     fn environment(&self, wanted: &Wanted<'_>) -> Vec<(String, String)> {
         let settings = &wanted.version.settings;
-        let stream = format!("[{}]{}", wanted.number, wanted.sandbox.replace('-', ""));
+        let day = chrono::Utc::now().format("%Y/%m/%d");
+        let stream = format!("{day}/[{}]{}", wanted.number, wanted.sandbox.replace('-', ""));
         let own = settings.environment.iter().map(|(name, value)| (name.clone(), value.clone()));
         let mut all: Vec<(String, String)> = own.collect();
         let mut set = |name: &str, value: &str| all.push((name.to_owned(), value.to_owned()));
         set("AWS_REGION", &self.place.region);
         set("AWS_DEFAULT_REGION", &self.place.region);
+        set("AWS_EXECUTION_ENV", "AWS_Lambda_Image");
+        set("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
+        // SDKs do not begin without any. These are no secret of anybody's, and open nothing: see docs/lambda-runtime.md.
+        for (name, value) in [
+            ("AWS_ACCESS_KEY_ID", "ASIASNOWMELTFUNCTION"),
+            ("AWS_SECRET_ACCESS_KEY", "none"),
+            ("AWS_SESSION_TOKEN", "none"),
+        ] {
+            set(name, value);
+        }
         set("AWS_LAMBDA_FUNCTION_NAME", wanted.function);
         set("AWS_LAMBDA_FUNCTION_VERSION", wanted.number);
         set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &settings.memory.to_string());

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::Place;
 use crate::assignment::{Assignment, Key, Limits, StartFailure, Wish, payload};
 use crate::events::{self, Events};
+use crate::host::OutgoingNetwork;
 use crate::hosts::{self, Came, Host, Table};
 use crate::journal::{Journal, Sandboxes};
 use crate::link::{FromHost, Reason, ToHost};
@@ -85,6 +86,8 @@ pub struct ServiceOptions {
     pub runtimes: BTreeMap<String, String>,
     /// What URLs of functions begin and end with.
     pub urls: UrlBase,
+    /// Where functions may connect to.
+    pub outgoing: OutgoingNetwork,
     /// How this program is to be set up when it publishes: variables, as it reads them.
     pub environment: Vec<(String, String)>,
 }
@@ -185,6 +188,7 @@ impl Service {
             agent: options.agent.clone(),
             state: options.state.clone(),
             place: options.place.clone(),
+            outgoing: options.outgoing,
         };
         let limits =
             Limits { account_concurrency: options.account_concurrency, burst: options.burst, idle: options.idle };

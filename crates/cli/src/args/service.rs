@@ -55,6 +55,9 @@ pub(crate) struct ServiceArgs {
     /// service passes them on with their host [default: http://localhost with the port of --listen].
     #[arg(long, value_name = "DOMAIN", value_parser = snowmelt_service::UrlBase::parse, hide_short_help = true)]
     pub(crate) url_domain: Option<snowmelt_service::UrlBase>,
+    /// Where functions may connect to: `none`; `public`, the internet; `all`, private networks too. Never this machine or other functions.
+    #[arg(long, value_name = "WHERE", default_value = "none")]
+    pub(crate) outgoing_network: snowmelt_service::OutgoingNetwork,
     /// How long a sandbox may be idle: 90s, 10m.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub(crate) idle: Age,

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use snowmelt_service::{AccessKey, Place, Service, ServiceOptions, UrlBase, serve as answer};
+use snowmelt_service::{
+    AccessKey, OUTGOING_PROGRAMS, OutgoingNetwork, Place, Service, ServiceOptions, UrlBase, serve as answer,
+};
 
 use crate::app::App;
 use crate::args::ServiceArgs;
@@ -101,8 +103,21 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
             domain: "localhost".into(),
             port: Some(args.listen.port()),
         }),
+        outgoing: outgoing(args)?,
         environment: app.config.environment(),
     })
+}
+
+/// What connects functions must be there before any is to be started.
+fn outgoing(args: &ServiceArgs) -> Result<OutgoingNetwork> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |name: &&str| std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
+    if args.outgoing_network != OutgoingNetwork::None
+        && let Some(missing) = OUTGOING_PROGRAMS.iter().find(|name| !is_there(name))
+    {
+        bail!("--outgoing-network needs `{missing}`, which is not in PATH: apt-get install passt iproute2");
+    }
+    Ok(args.outgoing_network)
 }
 
 fn read_keys(path: &std::path::Path) -> Result<Vec<AccessKey>> {

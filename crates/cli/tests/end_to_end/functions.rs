@@ -1,20 +1,20 @@
 //! Functions by the Lambda API: AWS's own client for Python against real containers with AWS's own runtime client in them.
 
 mod browser;
+mod clients;
 mod commands;
 mod extensions;
 mod faults;
 mod harness;
+mod network;
 mod packages;
 mod page;
 mod provisioned;
 mod publishing;
-mod urls;
-mod watching;
-mod clients;
-mod harness;
 mod runtimes;
 mod terraform;
+mod urls;
+mod watching;
 
 use self::harness::Service;
 use crate::world::World;

@@ -14,7 +14,11 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use crate::world::tool;
 
 /// Tests that say nothing about a bucket, and why. Each begins with [`only_on_files`].
-const ONLY_ON_FILES: [(&str, &str); 4] = [
+const ONLY_ON_FILES: [(&str, &str); 5] = [
+    (
+        "functions::network::functions_reach_what_they_may_and_never_the_machine",
+        "its service is in a network of its own, where no server is",
+    ),
     ("commands::keys_are_made_once_and_only_their_owner_reads_them", "keys in KMS are no files"),
     ("keys_and_salts::images_open_without_the_old_key_after_its_rotation", "it removes the file of a key"),
     ("worker::tenants_share_a_worker_and_no_keys", "it removes the file of a key"),

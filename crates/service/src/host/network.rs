@@ -21,6 +21,10 @@ impl Namespace {
         })
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
     /// Where it is, for others to join.
     pub(super) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()

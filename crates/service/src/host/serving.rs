@@ -93,7 +93,7 @@ pub(super) struct Sockets {
 /// Starts the thread. It is told that the image is mounted by what it gives, and of its end by `ended`.
 pub(super) fn start(
     config: &HostConfig,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     sockets: Sockets,
     ended: oneshot::Receiver<Outcome>,
 ) -> std::io::Result<(JoinHandle<()>, oneshot::Sender<Mounted>)> {
@@ -117,7 +117,7 @@ pub(super) fn start(
 /// Serves until all is said. Gives whether the container has ended.
 async fn serve(
     config: HostConfig,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     sockets: Sockets,
     mounted: oneshot::Receiver<Mounted>,
     ended: oneshot::Receiver<Outcome>,

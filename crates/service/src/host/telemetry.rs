@@ -104,8 +104,8 @@ pub(super) enum Refused {
 }
 
 impl Telemetry {
-    pub(super) fn new(namespace: Namespace) -> Self {
-        Self { namespace: Arc::new(namespace), state: Mutex::default(), is_wanted: AtomicBool::new(true) }
+    pub(super) fn new(namespace: Arc<Namespace>) -> Self {
+        Self { namespace, state: Mutex::default(), is_wanted: AtomicBool::new(true) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

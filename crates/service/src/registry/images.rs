@@ -33,7 +33,7 @@ impl Registry {
     /// # Errors
     /// Our own fault.
     pub(crate) fn note_image(&self, tenant: &str, function: &str, image: &str) -> Result<(), ApiError> {
-        let begun = self.database.begin_write().map_err(broken)?;
+        let begun = self.changing().begin_write().map_err(broken)?;
         let entry = (function, now().as_secs());
         begun.open_table(IMAGES).map_err(broken)?.insert(key(tenant, image).as_str(), entry).map_err(broken)?;
         begun.commit().map_err(broken)
@@ -44,7 +44,7 @@ impl Registry {
     /// # Errors
     /// Our own fault.
     pub(crate) fn forget_image(&self, tenant: &str, image: &str) -> Result<(), ApiError> {
-        let begun = self.database.begin_write().map_err(broken)?;
+        let begun = self.changing().begin_write().map_err(broken)?;
         begun.open_table(IMAGES).map_err(broken)?.remove(key(tenant, image).as_str()).map_err(broken)?;
         begun.commit().map_err(broken)
     }
@@ -54,7 +54,7 @@ impl Registry {
     /// # Errors
     /// Our own fault.
     pub(crate) fn unused_images(&self) -> Result<Vec<Noted>, ApiError> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.changing().begin_read().map_err(broken)?;
         let mut unused = Vec::new();
         for entry in read.open_table(IMAGES).map_err(broken)?.iter().map_err(broken)? {
             let (place, noted) = entry.map_err(broken)?;

@@ -25,7 +25,7 @@ def logged(*words, name="hello"):
 
 #[track_caller]
 fn script(world: &World, service: &Service, text: &str) {
-    let folder = world.path("cache").join("functions");
+    let folder = world.text("cache/functions");
     let image = format!("IMAGE = {:?}\nFOLDER = {folder:?}\n", test_image("extensions"));
     service.script(world, &format!("{image}{PRELUDE}{text}"));
 }
@@ -76,7 +76,8 @@ def telemetry():
 events = telemetry()
 of = lambda kind: [event["record"] for event in events if event["type"] == kind]
 order = [event["type"] for event in events if event["type"].startswith("platform.")]
-assert order.index("platform.initStart") < order.index("platform.telemetrySubscription") < order.index("platform.initRuntimeDone") < order.index("platform.start"), order
+assert order.index("platform.initStart") < order.index("platform.telemetrySubscription") < order.index("platform.initReport"), order
+assert order.index("platform.initStart") < order.index("platform.initRuntimeDone") < order.index("platform.initReport") < order.index("platform.start"), order
 start = of("platform.initStart")[0]
 assert start["initializationType"] == "on-demand" and start["phase"] == "init" and start["functionName"] == "hello" and start["instanceMaxMemory"] == 256 << 20, start
 assert of("platform.telemetrySubscription")[0] == {"name": "one", "state": "Subscribed", "types": ["platform", "function", "extension"]}
@@ -117,18 +118,21 @@ fn a_sandbox_is_free_when_its_extensions_are() {
         r#"
 # The answer does not wait for extensions, and the next invocation does.
 make(one="hold", three="slow")
+client.put_function_concurrency(FunctionName="hello", ReservedConcurrentExecutions=1)
 began = time.time()
 invoke()
-assert time.time() - began > 1, "a sandbox has begun when all extensions have"
-client.put_function_concurrency(FunctionName="hello", ReservedConcurrentExecutions=1)
-text = logged("REPORT RequestId")
+answered = time.time()
+assert answered - began > 1, "a sandbox has begun when all extensions have"
+throttled = 0
 for _ in range(100):
     try:
         answer = invoke()
         break
     except client.exceptions.TooManyRequestsException:
+        throttled += 1
         time.sleep(0.1)
 assert answer["Payload"]["invocations"] == 2, answer
+assert throttled > 5 and 1.5 < time.time() - answered < 4, (throttled, time.time() - answered)
 "#,
     );
     service.stop();
@@ -211,6 +215,53 @@ client.update_function_configuration(FunctionName="hello", Description="other")
     crate::world::wait_until("the runtime was told", || {
         std::fs::read_to_string(&log).unwrap().contains("the runtime was told to end")
     });
+    service.stop();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn what_a_container_asks_of_its_host_is_bounded_and_hurts_nobody_else() {
+    let world = World::new();
+    let service = Service::start(&world, &[]);
+    service.script(
+        &world,
+        r#"
+import glob
+create(MemorySize=1769, Timeout=60)
+create(name="other")
+invoke(name="other")
+def memory_kb():
+    found = []
+    for status in glob.glob("/proc/[0-9]*/status"):
+        try:
+            words = open(status.replace("status", "cmdline")).read()
+            if "function-host" in words and open(status.replace("status", "environ")).read().count(WORLD):
+                found.append(int(next(line for line in open(status) if line.startswith("VmHWM")).split()[1]))
+        except OSError:
+            pass
+    return max(found)
+answers = []
+attack = threading.Thread(target=lambda: answers.append(invoke({"do": "hostile", "seconds": 8})))
+attack.start()
+slowest = 0
+while attack.is_alive():
+    began = time.time()
+    assert "FunctionError" not in invoke(name="other")
+    slowest = max(slowest, time.time() - began)
+    time.sleep(0.05)
+attack.join()
+# Whoever is asked so has an answer for its caller still, and the next one too.
+said = answers[0]["Payload"]
+assert "FunctionError" not in answers[0] and sum(said.values()) > 100, said
+assert any(" 403 " in line or " 400 " in line or " 404 " in line for line in said), said
+assert not any(" 5" in line[:12] for line in said), said
+assert invoke()["Payload"]["invocations"] == 2
+assert slowest < 5, slowest
+assert memory_kb() < 400_000, memory_kb()
+"#
+        .replace("WORLD", &format!("{:?}", world.text("state")))
+        .as_str(),
+    );
     service.stop();
     world.assert_nothing_left();
 }

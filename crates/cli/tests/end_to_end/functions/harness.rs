@@ -73,9 +73,16 @@ impl Service {
 
     #[track_caller]
     pub(crate) fn start_at(world: &World, address: &str, options: &[&str]) -> Self {
+        Self::start_by(world, address, options, &|command| again(command))
+    }
+
+    /// `wrap` gives what is run in a command's place.
+    #[track_caller]
+    pub(crate) fn start_by(world: &World, address: &str, options: &[&str], wrap: &dyn Fn(&Command) -> Command) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(world.path("service.log")).unwrap();
         let arguments = [&["--json", "serve", "--listen", address, "--allow-local-images"], options].concat();
-        let mut process = world.command(arguments).stderr(log).spawn().unwrap();
+        let mut command = wrap(&world.command(arguments));
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
@@ -105,6 +112,14 @@ impl Service {
     #[track_caller]
     pub(crate) fn script(&self, world: &World, text: &str) {
         self.script_for("lambda", world, text);
+    }
+
+    /// The same by a process that is started otherwise.
+    #[track_caller]
+    pub(crate) fn script_by(&self, world: &World, text: &str, wrap: &dyn Fn(&Command) -> Command) {
+        let mut python = self.client(world, &python());
+        python.arg("-").env("IMAGE", test_image("lambda"));
+        self.run(world, wrap(&python), &format!("{PRELUDE}\n{text}"));
     }
 
     /// The same where functions are of another test image.
@@ -153,6 +168,22 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The same command once more.
+fn again(command: &Command) -> Command {
+    let mut same = Command::new(command.get_program());
+    same.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => same.env(name, value),
+            None => same.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        same.current_dir(directory);
+    }
+    same
 }
 
 /// A Python that has boto3: the one of the servers that tests use.
