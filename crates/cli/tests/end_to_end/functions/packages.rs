@@ -1,7 +1,7 @@
 //! Functions of zip packages over the image of a runtime.
 
 use super::harness::Service;
-use crate::world::{World, test_image};
+use crate::world::{World, test_image, tool};
 
 /// Makes archives.
 const ZIP: &str = r##"
@@ -155,5 +155,28 @@ for name in ["zipped", "image"]:
 "#;
     service.script(&world, &format!("{ZIP}{text}"));
     service.stop();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn layers_are_put_over_images() {
+    let world = World::new();
+    std::fs::create_dir_all(world.path("layer/etc")).unwrap();
+    std::fs::write(world.path("layer/etc/added"), "by a layer\n").unwrap();
+    let archive = world.text("layer.tar.gz");
+    tool("tar", &["--create", "--gzip", "--file", &archive, "--directory", &world.text("layer"), "etc"]);
+    let published = world.json(&["publish", &test_image("small"), "plain"]);
+    let added = world.json(&["publish", &test_image("small"), "added", "--add-layer", &archive]);
+    assert_ne!(published["manifest"], added["manifest"]);
+    let run = world.snowmelt(["run", "added", "--", "cat", "/etc/added"]).success();
+    assert_eq!(run.stdout(), "by a layer\n");
+    world.snowmelt(["run", "plain", "--", "test", "-e", "/etc/added"]).failure(1, &[]);
+    let nowhere = world.text("nowhere.tar");
+    world.snowmelt(["publish", &test_image("small"), "x", "--add-layer", &nowhere]).failure(1, &[&nowhere]);
+    let directory = format!("dir:{}", world.text("layer"));
+    world.snowmelt(["publish", &directory, "x", "--add-layer", &archive]).failure(1, &["--add-layer", "no layers"]);
+    std::fs::write(world.path("no.tar"), "no archive at all, however long it may be").unwrap();
+    let bad = world.text("no.tar");
+    world.snowmelt(["publish", &test_image("small"), "x", "--add-layer", &bad]).failure(1, &[&bad]);
     world.assert_nothing_left();
 }
