@@ -17,6 +17,7 @@ use super::report::{self, Report};
 use super::supervisor::{self, Order, Said};
 use super::telemetry::Telemetry;
 use super::{HostConfig, runtime_api};
+use crate::assignment::payload;
 use crate::link::{self, FromHost, Invocation, ToHost};
 
 /// How long until a service that is gone is looked for again.
@@ -270,6 +271,14 @@ impl Shared {
 
     fn hear(self: &Arc<Self>, message: ToHost, body: Bytes) {
         match message {
+            ToHost::Invoke(invocation) if self.lock().lifecycle.is_ending() => {
+                // It was given before it was known that nobody will take it.
+                let (kind, message) = ("Runtime.ExitError", "Runtime exited before it was given the invocation");
+                let body = payload(&invocation.id, kind, message);
+                let failed = FromHost::Failed { id: invocation.id, kind: kind.into(), tail: None };
+                let shared = Arc::clone(self);
+                tokio::spawn(async move { shared.send(failed, body).await });
+            }
             ToHost::Invoke(invocation) => self.change(|state| state.lifecycle.give(*invocation, body)),
             ToHost::End(reason) => {
                 let shared = Arc::clone(self);
