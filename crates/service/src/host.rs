@@ -35,7 +35,7 @@ use self::network::Namespace;
 use self::outgoing::Outgoing;
 pub use self::outgoing::OutgoingNetwork;
 pub use self::outgoing::PROGRAMS as OUTGOING_PROGRAMS;
-use self::serving::Sockets;
+use self::serving::{Outcome, Sockets};
 
 /// Where the Runtime API is, as the container sees it.
 const RUNTIME_API: &str = "127.0.0.1:9001";
@@ -139,8 +139,11 @@ fn host() -> std::io::Result<()> {
     };
     let outcome = StateDir::new(&config.state).and_then(|state| run(&spec, &config.agent, &state, &progress));
     let ended = match outcome {
-        Ok(outcome) => (Some(outcome.exit_code), None),
-        Err(error) => (None, Some(error.to_string())),
+        Ok(outcome) => Outcome::Exited(outcome.exit_code),
+        Err(error @ (Error::CommandNotFound { .. } | Error::CommandNotExecutable { .. })) => {
+            Outcome::NoCommand(error.to_string())
+        }
+        Err(error) => Outcome::Failed(error.to_string()),
     };
     // The last writers of the pipe: its reader comes to the end.
     let nothing = std::fs::File::options().write(true).open("/dev/null")?;

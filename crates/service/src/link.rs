@@ -45,6 +45,8 @@ pub(crate) enum FromHost {
     Failed { id: String, kind: String, tail: Option<String> },
     /// [a part of the log]
     Log,
+    /// It takes nothing more, and ends soon: what it writes until then follows.
+    Ending,
     /// The sandbox has ended; nothing follows.
     Exited { how: String },
 }

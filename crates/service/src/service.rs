@@ -596,6 +596,12 @@ impl Service {
                     self.logs.add(&key.tenant, &key.function, &body);
                 }
             }
+            FromHost::Ending => {
+                if self.ends(host, Reason::Failure, |sandbox| sandbox.invocation.is_none()).is_some() {
+                    let gone = self.assignment.gone(&host.sandbox, None);
+                    self.follow(gone, false);
+                }
+            }
             FromHost::Exited { how } => self.ended(&host.sandbox, &how),
         }
     }

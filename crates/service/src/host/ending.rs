@@ -76,6 +76,9 @@ impl Shared {
             let tail = self.finish(&id, Some(kind), 0).await.unwrap_or_default();
             self.send(FromHost::Failed { id, kind: kind.to_owned(), tail }, body).await;
         }
+        if has_begun {
+            self.send(FromHost::Ending, Bytes::new()).await;
+        }
         self.report_invocation();
         self.shut_down(reason).await;
     }

@@ -20,6 +20,7 @@ use super::report::{self, Report};
 use super::supervisor::{self, Order, Said};
 use super::telemetry::Telemetry;
 use super::{HostConfig, runtime_api};
+use crate::assignment::payload;
 use crate::link::{self, FromHost, Invocation, ToHost};
 
 /// How long until a service that is gone is looked for again.
@@ -31,8 +32,15 @@ const MOST_KEPT: usize = 256;
 /// How long the last messages may wait for a service that is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How the container ended: its exit code, or what went wrong.
-pub(super) type Outcome = (Option<u8>, Option<String>);
+/// How the container ended.
+pub(super) enum Outcome {
+    /// With an exit code.
+    Exited(u8),
+    /// Its command could not be started.
+    NoCommand(String),
+    /// There was none, or it was lost.
+    Failed(String),
+}
 
 /// Whether the container has a first process of ours, which starts the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,10 +161,10 @@ async fn serve(
     let logging = tokio::spawn(read_log(Arc::clone(&shared)));
     let ending = Arc::clone(&shared);
     tokio::spawn(async move {
-        let (code, message) = ended.await.unwrap_or((None, Some("its host ended".into())));
+        let outcome = ended.await.unwrap_or_else(|_| Outcome::Failed("its host ended".into()));
         // All that it wrote comes before its end.
         let _ = logging.await;
-        ending.container_ended(code, message).await;
+        ending.container_ended(outcome).await;
     });
     connect(&shared, &mut from_here).await;
     let has_ended = shared.lock().ended == Ended::Container;
@@ -279,6 +287,14 @@ impl Shared {
 
     fn hear(self: &Arc<Self>, message: ToHost, body: Bytes) {
         match message {
+            ToHost::Invoke(invocation) if self.lock().lifecycle.is_ending() => {
+                // It was given before it was known that nobody will take it.
+                let (kind, message) = ("Runtime.ExitError", "Runtime exited before it was given the invocation");
+                let body = payload(&invocation.id, kind, message);
+                let failed = FromHost::Failed { id: invocation.id, kind: kind.into(), tail: None };
+                let shared = Arc::clone(self);
+                tokio::spawn(async move { shared.send(failed, body).await });
+            }
             ToHost::Invoke(invocation) => self.change(|state| state.lifecycle.give(*invocation, body)),
             ToHost::End(reason) => {
                 let shared = Arc::clone(self);
@@ -365,11 +381,14 @@ impl Shared {
     }
 
     /// The container has ended, by itself or by our hand.
-    async fn container_ended(self: &Arc<Self>, code: Option<u8>, message: Option<String>) {
+    async fn container_ended(self: &Arc<Self>, outcome: Outcome) {
         self.change(|state| state.ended = Ended::Container);
-        let how = code.map(how_it_ended).or(message.clone()).unwrap_or_else(|| "it ended".into());
         // This is its end, where it was not about to end anyway; else what ends it says the last word.
-        self.runtime_ended(&how).await;
+        match outcome {
+            Outcome::Exited(code) => self.runtime_ended(&how_it_ended(code)).await,
+            Outcome::NoCommand(why) => self.fail(Reason::Failure, "Runtime.InvalidEntrypoint", &why, None).await,
+            Outcome::Failed(why) => self.runtime_ended(&why).await,
+        }
     }
 
     /// The runtime asks for an invocation: waits for one. `None` while it is at another.

@@ -182,9 +182,11 @@ logged('"shutdownReason": "failure"', name="late")
 answer = invoke({"do": "memory", "mb": 400}, name="late")
 assert answer["Payload"]["errorType"] == "Runtime.OutOfMemory" and "signal: killed" in answer["Payload"]["errorMessage"], answer
 
-make(name="nothing", ImageConfig={"EntryPoint": ["/no/such/program"]})
-answer = invoke(name="nothing")
-assert answer["Payload"]["errorType"] == "Runtime.InvalidEntrypoint", answer
+# A command that is not there, or is no program, with a process of ours to start it and without.
+for number, (image, program) in enumerate([(IMAGE, "/no/such/program"), (IMAGE.replace(":extensions", ":lambda"), "/no/such/program"), (IMAGE.replace(":extensions", ":lambda"), "/etc/passwd")]):
+    create(f"nothing{number}", Code={"ImageUri": image}, ImageConfig={"EntryPoint": [program]})
+    answer = invoke(name=f"nothing{number}")
+    assert answer["Payload"]["errorType"] == "Runtime.InvalidEntrypoint", answer
 "#,
     );
     service.stop();

@@ -236,3 +236,78 @@ async fn connect(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::Api;
+    use super::*;
+
+    fn queue(patience: u64) -> Queue {
+        let body = serde_json::json!({
+            "types": ["function"], "buffering": { "maxItems": 1000, "timeoutMs": patience },
+            "destination": { "protocol": "TCP", "port": 9 },
+        });
+        let subscription = Subscription::parse(Api::Telemetry, body.to_string().as_bytes()).unwrap();
+        Queue { state: Mutex::default(), changed: Notify::new(), subscription }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+    }
+
+    #[test]
+    fn batches_are_of_their_size_and_what_does_not_fit_is_told_of() {
+        runtime().block_on(async {
+            let queue = queue(30_000);
+            for number in 0..4100 {
+                queue.put(Bytes::from(format!("{number}")));
+            }
+            assert_eq!(queue.lock().dropped, (100, 400));
+            let first = queue.batch().await.unwrap();
+            assert_eq!(first.len(), 1000);
+            let told: serde_json::Value = serde_json::from_slice(&first[0]).unwrap();
+            assert_eq!(told["type"], "platform.logsDropped");
+            assert_eq!(told["record"]["droppedRecords"], 100);
+            assert_eq!(first[1], "0");
+            assert_eq!(queue.batch().await.unwrap()[0], "999");
+            assert_eq!(queue.lock().dropped, (0, 0));
+            queue.drop_batch(&first[..2]);
+            assert_eq!(queue.lock().dropped.0, 2);
+        });
+    }
+
+    #[test]
+    fn a_batch_waits_for_more_until_its_time_or_the_end() {
+        runtime().block_on(async {
+            let queue = queue(100);
+            queue.put(Bytes::from_static(b"1"));
+            let begun = Instant::now();
+            assert_eq!(queue.batch().await.unwrap(), ["1"]);
+            assert!(begun.elapsed() >= Duration::from_millis(100));
+            let hurried = self::queue(30_000);
+            let begun = Instant::now();
+            hurried.put(Bytes::from_static(b"2"));
+            hurried.hurry();
+            assert_eq!(hurried.batch().await.unwrap(), ["2"]);
+            assert!(begun.elapsed() < Duration::from_secs(15));
+            assert_eq!(array(&[Bytes::from_static(b"1"), Bytes::from_static(b"{}")]), "[1,{}]");
+            queue.end();
+            assert!(queue.batch().await.is_none());
+        });
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        runtime().block_on(async {
+            let queue = queue(30_000);
+            let large = Bytes::from(vec![b'1'; 200_000]);
+            for _ in 0..20 {
+                queue.put(large.clone());
+            }
+            assert!(queue.lock().bytes <= MOST_BATCHES * queue.subscription.most_bytes);
+            // One alone may be as large as it is.
+            assert_eq!(queue.batch().await.unwrap().len(), 2);
+        });
+    }
+}
