@@ -39,12 +39,13 @@ impl Log {
         }
     }
 
-    /// What is there already, up to what a pipe holds: who writes all the time must not keep this from ending.
+    /// What is there already, up to what a pipe holds: who writes all the time must not keep this from ending. The kernel is asked, and not
+    /// what was last heard of it, since what was written before an answer must be read before that.
     pub(super) fn read_now(&self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut bytes = vec![0; BLOCK];
         while all.len() < MOST_PENDING
-            && let Ok(count @ 1..) = self.0.try_read(&mut bytes)
+            && let Ok(count @ 1..) = rustix::io::read(&self.0, &mut bytes[..])
         {
             all.extend_from_slice(&bytes[..count]);
         }
