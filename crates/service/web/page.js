@@ -104,8 +104,7 @@ async function look() {
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const answer = await fetch("/_snowmelt/status", { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (answer.status === 403) {
-      const said = await answer.json().catch(() => ({}));
-      ask(token !== null, said.Message ?? said.message);
+      ask(token !== null);
       return;
     }
     if (!answer.ok) throw new Error(`the service says ${answer.status}`);
@@ -141,7 +140,7 @@ function lost(error) {
   live("lost", `${reason}; trying again, ${age((Date.now() - lostSince) / 1000)} so far`);
 }
 
-function ask(isWrong, reason) {
+function ask(isWrong) {
   token = null;
   try {
     sessionStorage.removeItem("token");
@@ -151,7 +150,7 @@ function ask(isWrong, reason) {
   by("all").hidden = true;
   by("ask").hidden = false;
   by("wrong").hidden = !isWrong;
-  live("waiting", reason ?? "it asks for a token");
+  live("waiting", "waiting for a token");
 }
 
 function show() {

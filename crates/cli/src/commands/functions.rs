@@ -40,10 +40,10 @@ async fn remove(client: &Client, names: &[String]) -> Result<ExitCode> {
     let mut failed = None;
     for name in names {
         let asked = Asked { path: vec!["2015-03-31", "functions", name], ..Asked::default() };
-        if let Err(error) = client.ask(Method::DELETE, asked).await {
-            if let Some(earlier) = failed.replace(error) {
-                eprintln!("snowmelt: {earlier:#}");
-            }
+        if let Err(error) = client.ask(Method::DELETE, asked).await
+            && let Some(earlier) = failed.replace(error)
+        {
+            eprintln!("snowmelt: {earlier:#}");
         }
     }
     failed.map_or(Ok(ExitCode::SUCCESS), Err)

@@ -55,6 +55,9 @@ pub(super) struct View {
     rows: TableState,
 }
 
+/// A column of the table: its title, its width, and what it shows of a function.
+type Column = (&'static str, u16, fn(&View, &Function) -> String);
+
 const QUIET: Style = Style::new().fg(Color::DarkGray);
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
 /// A line of charts has a frame around this much.
@@ -164,19 +167,16 @@ impl View {
         let (totals, [starting, busy, idle]) = (&figures.totals, figures.sandboxes());
         let [containers, agents, hosts] = figures.memory.map(Size);
         let mut lines = Vec::new();
-        let title = match &self.lost {
-            Some((reason, since)) => {
-                let text = format!("{reason} — trying again, {} s so far", since.elapsed().as_secs());
-                Line::styled(text, Style::new().fg(Color::Red).add_modifier(Modifier::BOLD))
-            }
-            None => {
-                let whose = figures.tenant.as_ref().map_or("all tenants".into(), |tenant| format!("tenant {tenant}"));
-                let ending = if figures.is_ending { ", is ending" } else { "" };
-                Line::from(vec![
-                    Span::styled(format!("snowmelt {}", self.endpoint), STRONG),
-                    Span::styled(format!("  {whose}, up {}{ending}", figures.up()), QUIET),
-                ])
-            }
+        let title = if let Some((reason, since)) = &self.lost {
+            let text = format!("{reason} — trying again, {} s so far", since.elapsed().as_secs());
+            Line::styled(text, Style::new().fg(Color::Red).add_modifier(Modifier::BOLD))
+        } else {
+            let whose = figures.tenant.as_ref().map_or("all tenants".into(), |tenant| format!("tenant {tenant}"));
+            let ending = if figures.is_ending { ", is ending" } else { "" };
+            Line::from(vec![
+                Span::styled(format!("snowmelt {}", self.endpoint), STRONG),
+                Span::styled(format!("  {whose}, up {}{ending}", figures.up()), QUIET),
+            ])
         };
         lines.push(title);
         let rate = self.rate.map_or_else(|| "-".into(), |rate| format!("{rate:.1}"));
@@ -235,7 +235,7 @@ impl View {
             return;
         }
         // From the most to the least important, as many as fit.
-        let columns: [(&str, u16, fn(&Self, &Function) -> String); 11] = [
+        let columns: [Column; 11] = [
             ("/s", 7, |view, function| format!("{:.1}", view.rate_of(function))),
             ("busy", 5, |_, function| function.busy.to_string()),
             ("idle", 5, |_, function| function.idle.to_string()),
