@@ -101,7 +101,7 @@ impl Service {
     pub(crate) fn script_for(&self, image: &str, world: &World, text: &str) {
         let mut python = self.client(world, &python());
         python.arg("-").env("IMAGE", test_image(image));
-        self.run(world, python, &format!("{PRELUDE}\n{text}"));
+        run(world, python, &format!("{PRELUDE}\n{text}"));
     }
 
     /// A program that is to call the service, with no settings of this machine's.
@@ -114,18 +114,6 @@ impl Service {
         }
         client
     }
-
-    /// Runs it to its end, which is to be a good one, and gives what it printed.
-    #[track_caller]
-    pub(crate) fn run(&self, world: &World, mut client: Command, input: &str) -> String {
-        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // What ends before it has read all says why.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let finished = finish(child);
-        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
-        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
-        finished.stdout()
-    }
 }
 
 impl Drop for Service {
@@ -133,6 +121,17 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Runs a client to its end, which is to be a good one.
+#[track_caller]
+pub(crate) fn run(world: &World, mut client: Command, input: &str) {
+    let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // What ends before it has read all says why.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let finished = finish(child);
+    let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+    assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
 }
 
 /// A Python that has boto3: the one of the servers that tests use.
