@@ -599,7 +599,7 @@ impl Service {
             FromHost::Ending => {
                 if self.ends(host, Reason::Failure, |sandbox| sandbox.invocation.is_none()).is_some() {
                     let gone = self.assignment.gone(&host.sandbox, None);
-                    self.follow(gone, false);
+                    self.follow(gone, StartFor::Invocation);
                 }
             }
             FromHost::Exited { how } => self.ended(&host.sandbox, &how),

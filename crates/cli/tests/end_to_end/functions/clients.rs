@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::harness::{Service, clients};
+use super::harness::{Service, clients, run};
 use crate::world::{World, repository, test_image};
 
 /// A client by its name, pointed at the service as its documentation says, with functions of the smallest image.
@@ -34,7 +34,7 @@ fn javascript(service: &Service, world: &World, script: &str) {
     // Modules are looked for where a program is, and one that is read has no place but this.
     node.args(["--input-type=module", "-"]).current_dir(clients());
     let prelude = std::fs::read_to_string(repository().join("tests/clients/prelude.mjs")).unwrap();
-    service.run(world, node, &format!("{prelude}\n{script}"));
+    run(world, node, &format!("{prelude}\n{script}"));
 }
 
 #[track_caller]
@@ -42,7 +42,7 @@ fn shell(service: &Service, world: &World, script: &str) {
     let mut bash = client(service, world, "bash");
     bash.arg("-s").env("AWS_PAGER", "").current_dir(world.path(""));
     let prelude = std::fs::read_to_string(repository().join("tests/clients/prelude.sh")).unwrap();
-    service.run(world, bash, &format!("{prelude}\n{script}"));
+    run(world, bash, &format!("{prelude}\n{script}"));
 }
 
 #[test]

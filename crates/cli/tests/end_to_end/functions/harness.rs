@@ -119,7 +119,7 @@ impl Service {
     pub(crate) fn script_by(&self, world: &World, text: &str, wrap: &dyn Fn(&Command) -> Command) {
         let mut python = self.client(world, &python());
         python.arg("-").env("IMAGE", test_image("lambda"));
-        self.run(world, wrap(&python), &format!("{PRELUDE}\n{text}"));
+        run(world, wrap(&python), &format!("{PRELUDE}\n{text}"));
     }
 
     /// The same where functions are of another test image.
@@ -127,7 +127,7 @@ impl Service {
     pub(crate) fn script_for(&self, image: &str, world: &World, text: &str) {
         let mut python = self.client(world, &python());
         python.arg("-").env("IMAGE", test_image(image));
-        self.run(world, python, &format!("{PRELUDE}\n{text}"));
+        run(world, python, &format!("{PRELUDE}\n{text}"));
     }
 
     /// Starts a script that runs beside the test.
@@ -148,18 +148,6 @@ impl Service {
             client.env_remove(variable);
         }
         client
-    }
-
-    /// Runs it to its end, which is to be a good one, and gives what it printed.
-    #[track_caller]
-    pub(crate) fn run(&self, world: &World, mut client: Command, input: &str) -> String {
-        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // What ends before it has read all says why.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let finished = finish(child);
-        let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
-        assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
-        finished.stdout()
     }
 }
 
@@ -184,6 +172,17 @@ fn again(command: &Command) -> Command {
         same.current_dir(directory);
     }
     same
+}
+
+/// Runs a client to its end, which is to be a good one.
+#[track_caller]
+pub(crate) fn run(world: &World, mut client: Command, input: &str) {
+    let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // What ends before it has read all says why.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let finished = finish(child);
+    let log = || std::fs::read_to_string(world.path("service.log")).unwrap();
+    assert_eq!(finished.code, 0, "{}{}\nthe service: {}", finished.stdout(), finished.stderr, log());
 }
 
 /// A Python that has boto3: the one of the servers that tests use.
