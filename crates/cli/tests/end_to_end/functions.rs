@@ -13,6 +13,7 @@ mod provisioned;
 mod publishing;
 mod runtimes;
 mod terraform;
+mod terraform_access;
 mod urls;
 mod watching;
 

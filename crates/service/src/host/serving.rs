@@ -29,6 +29,8 @@ const COME_BACK_AFTER: Duration = Duration::from_millis(100);
 const ABANDONED_AFTER: Duration = Duration::from_mins(10);
 /// Messages for a service that is gone. What it does not get then is lost with it.
 const MOST_KEPT: usize = 256;
+/// How long the last lines of an invocation may be on their way, where they are asked for.
+const LAST_LINES: Duration = Duration::from_millis(30);
 /// How long the last messages may wait for a service that is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -463,12 +465,16 @@ impl Shared {
             let running = state.lifecycle.finish(id)?;
             (running, state.init.take())
         };
+        let duration = running.since.elapsed();
+        if running.invocation.wants_tail {
+            // What runs the container may have read the last lines and not written them yet: it says nothing of that. Who asks for them waits.
+            tokio::time::sleep(LAST_LINES).await;
+        }
         let written = self.log.read_now();
         if !written.is_empty() {
             self.logged(written).await;
         }
         self.telemetry.end_of_lines();
-        let duration = running.since.elapsed();
         let report = Report {
             invocation: Arc::clone(&running.invocation),
             since: running.since,

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use serde_json::Value;
 
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::world::{Finished, PATIENCE, World, test_image, wait};
 
 /// `snowmelt fn` with a service of the test.
@@ -20,6 +21,7 @@ fn json(finished: &Finished) -> Value {
 
 #[test]
 fn functions_are_made_changed_listed_and_removed_by_commands() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let image = test_image("lambda");
@@ -90,6 +92,7 @@ fn functions_are_made_changed_listed_and_removed_by_commands() {
 
 #[test]
 fn answers_go_to_standard_output_and_failures_have_a_code_of_their_own() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let run = |arguments: &[&str]| functions(&world, &service, arguments);
@@ -160,6 +163,7 @@ fn await_line(lines: &Receiver<String>, text: &str) -> Vec<String> {
 
 #[test]
 fn logs_are_followed_until_the_function_is_deleted() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let run = |arguments: &[&str]| functions(&world, &service, arguments);

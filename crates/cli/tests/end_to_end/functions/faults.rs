@@ -12,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::harness::Service;
 use crate::machine::Worker;
+use crate::stores::only_on_files;
 use crate::world::{World, finish, wait_until};
 
 /// Callers, which go on until a file is there, and write a line for each call that ended.
@@ -262,7 +263,8 @@ client.put_function_event_invoke_config(FunctionName="hello", DestinationConfig=
 
 #[test]
 fn killing_service_hosts_agents_and_sandboxes_loses_no_event_and_leaves_nothing() {
-    let world = World::new().without_worker();
+    only_on_files!();
+    let world = World::new();
     let victims = [Victim::Service, Victim::Host, Victim::Agent, Victim::Runtime];
     kill_under_load(&world, &victims, 5, 12);
 }
@@ -369,6 +371,7 @@ impl Taken {
 /// `SNOWMELT_SOAK_SECONDS` says for how long; `make soak` takes ten minutes.
 #[test]
 fn a_mixed_trace_leaves_nothing_growing() {
+    only_on_files!();
     let seconds = std::env::var("SNOWMELT_SOAK_SECONDS").ok().map_or(24, |text| text.parse().unwrap());
     let world = World::new();
     let records = world.path("records/default");

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::world::{World, test_image};
 
 const DESKTOP: (u32, u32) = (1280, 1000);
@@ -26,6 +27,7 @@ fn count(browser: &Browser, selector: &str) -> u64 {
 
 #[test]
 fn the_page_shows_functions_as_they_are_made_and_run() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let browser = Browser::start(&world, DESKTOP);
@@ -100,6 +102,7 @@ client.create_function(FunctionName="unfit", Role=ROLE, PackageType="Image", Cod
 
 #[test]
 fn with_access_keys_the_page_asks_for_the_token() {
+    only_on_files!();
     let world = World::new();
     let keys = world.text("access-keys");
     std::fs::write(&keys, "AKIDONE secret-of-one default\n").unwrap();
@@ -195,6 +198,7 @@ return (async () => ({
 
 #[test]
 fn pages_of_other_sites_see_and_do_nothing() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let made = [

@@ -2,6 +2,7 @@
 
 use super::READ_RECORDS;
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::world::World;
 
 /// What the test is told of a runtime, as Python.
@@ -15,6 +16,7 @@ struct Runtime {
 
 #[test]
 fn awslambdaric_runs_unchanged() {
+    only_on_files!();
     runs(&Runtime {
         image: "lambda",
         words: r#"dict(error="ValueError", init=("RuntimeError", "cannot begin"), read_only="Read-only file system")"#,
@@ -24,6 +26,7 @@ fn awslambdaric_runs_unchanged() {
 
 #[test]
 fn aws_lambda_ric_runs_unchanged() {
+    only_on_files!();
     runs(&Runtime {
         image: "lambda-node",
         words: r#"dict(error="AsAsked", init=("RangeError", "cannot begin"), read_only="EROFS")"#,
@@ -43,6 +46,7 @@ streams("streaming", {}, lambda body: body, broken)
 
 #[test]
 fn lambda_runtime_runs_unchanged() {
+    only_on_files!();
     runs(&Runtime {
         image: "lambda-rust",
         words: r#"dict(error="AsAsked", init=("Runtime.ExitError", "exit status 1"), read_only="read-only filesystem or storage medium")"#,

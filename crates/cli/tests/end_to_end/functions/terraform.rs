@@ -2,6 +2,7 @@
 //! not run: these are its calls, as its sources have them, and no more than that.
 
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::world::World;
 
 /// How the provider waits and reads.
@@ -93,6 +94,7 @@ fn provider(text: &str) {
 
 #[test]
 fn terraforms_calls_for_functions_aliases_and_events() {
+    only_on_files!();
     provider(
         r#"
 create_function("hello", reserved=5, Environment={"Variables": {"NAME": "1"}})
@@ -162,6 +164,7 @@ assert not_there(lambda: client.delete_function(FunctionName="hello"))
 
 #[test]
 fn what_sam_and_cloudformation_call() {
+    only_on_files!();
     provider(
         r#"
 # A stack: the function, a version of it for an alias that follows.

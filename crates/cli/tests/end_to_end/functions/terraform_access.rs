@@ -2,10 +2,12 @@
 
 use super::harness::Service;
 use super::terraform::PROVIDER;
+use crate::stores::only_on_files;
 use crate::world::World;
 
 #[test]
 fn terraforms_calls_for_permissions_urls_and_provisioned_concurrency() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     service.script_for("lambda-rust", &world, &format!("{PROVIDER}{CALLS}"));

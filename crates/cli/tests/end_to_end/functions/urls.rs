@@ -1,10 +1,12 @@
 //! Resource policies, and functions by URLs of their own.
 
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::world::World;
 
 #[test]
 fn policies_are_what_aws_makes_of_permissions() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     service.script(
@@ -147,6 +149,7 @@ def whole(*arguments, **more):
 
 #[test]
 fn functions_are_called_by_their_urls() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let text = r#"
@@ -236,6 +239,7 @@ refused("ResourceNotFoundException", lambda: client.get_function_url_config(Func
 
 #[test]
 fn urls_with_keys_are_called_by_their_tenant_and_outlive_the_service() {
+    only_on_files!();
     let world = World::new();
     let keys = world.path("access-keys");
     std::fs::write(&keys, "AKIDONE secret-of-one default\nAKIDTWO secret-of-two other\n").unwrap();

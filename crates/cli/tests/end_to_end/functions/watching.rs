@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use serde_json::Value;
 
 use super::harness::Service;
+use crate::stores::only_on_files;
 use crate::terminal::expect;
 use crate::world::{PATIENCE, World, test_image, wait_until};
 
@@ -31,6 +32,7 @@ fn status(service: &Service, headers: &[(&str, &str)]) -> Value {
 
 #[test]
 fn starts_are_counted_and_timed_by_their_parts() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     assert_eq!(get(service.address(), "/healthz", &[]), (200, "alive\n".into()));
@@ -119,6 +121,7 @@ client.delete_function_concurrency(FunctionName="hello")
 
 #[test]
 fn only_who_may_looks() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let code = |path: &str, headers: &[(&str, &str)]| get(service.address(), path, headers).0;
@@ -188,6 +191,7 @@ fn only_who_may_looks() {
 
 #[test]
 fn top_shows_the_service_once_and_again_and_again() {
+    only_on_files!();
     let world = World::new();
     let service = Service::start(&world, &[]);
     let once = || world.snowmelt(["top", "--once", "--endpoint", &service.endpoint]).success().stdout();
