@@ -112,6 +112,8 @@ struct Pool {
     idle: Vec<Idle>,
     busy: usize,
     starting: usize,
+    /// Of those, such that are to be kept: nobody waits for them, since they may take long to begin.
+    starting_kept: usize,
     /// How many of all these are kept whether they are needed or not.
     provisioned: usize,
     waiting: VecDeque<oneshot::Sender<Assigned>>,
@@ -149,9 +151,14 @@ impl Pool {
         }
     }
 
+    /// How many are being started for those who wait.
+    fn coming(&self) -> usize {
+        self.starting.saturating_sub(self.starting_kept)
+    }
+
     /// Whether those who wait need another sandbox; it counts as starting then.
     fn wish(&mut self) -> Wish {
-        if self.waiting.len() > self.starting {
+        if self.waiting.len() > self.coming() {
             self.starting += 1;
             Wish::Start
         } else {
@@ -197,7 +204,10 @@ impl State {
         let pool = self.pools.entry(member.key.clone()).or_default();
         pool.provisioned = pool.provisioned.saturating_sub(usize::from(member.is_provisioned));
         match member.phase {
-            Phase::Starting => pool.starting = pool.starting.saturating_sub(1),
+            Phase::Starting => {
+                pool.starting = pool.starting.saturating_sub(1);
+                pool.starting_kept = pool.starting_kept.saturating_sub(usize::from(member.is_provisioned));
+            }
             Phase::Idle => pool.idle.retain(|idle| idle.host.sandbox != sandbox),
             Phase::Busy => {
                 pool.busy = pool.busy.saturating_sub(1);
@@ -243,8 +253,8 @@ impl Assignment {
             return Ok(Got::Warm(host));
         }
         pool.forget_old_starts(now);
-        let needs_one = pool.starting <= pool.waiting.len();
-        if needs_one && pool.starts.len() >= limits.burst && pool.starting == 0 && pool.busy == 0 {
+        let needs_one = pool.coming() <= pool.waiting.len();
+        if needs_one && pool.starts.len() >= limits.burst && pool.coming() == 0 && pool.busy == 0 {
             return Err(ApiError::throttled("FunctionInvocationRateLimitExceeded", 1));
         }
         let (sender, receiver) = oneshot::channel();
@@ -273,6 +283,7 @@ impl Assignment {
         let missing = wanted.saturating_sub(pool.provisioned).min(most);
         pool.provisioned += missing;
         pool.starting += missing;
+        pool.starting_kept += missing;
         missing
     }
 
@@ -287,7 +298,9 @@ impl Assignment {
     /// A sandbox of a service before this one: it counts as starting until it comes.
     pub(crate) fn expect(&self, sandbox: &str, key: &Key, is_provisioned: bool) {
         let mut state = self.lock();
-        state.pools.entry(key.clone()).or_default().starting += 1;
+        let pool = state.pools.entry(key.clone()).or_default();
+        pool.starting += 1;
+        pool.starting_kept += usize::from(is_provisioned);
         state.enter(sandbox, Member { key: key.clone(), phase: Phase::Starting, is_provisioned });
     }
 
@@ -354,6 +367,21 @@ impl Assignment {
             // Who waited may have gone.
             let _ = waiting.send(Err(failure.clone()));
         }
+    }
+
+    /// Those who wait and could not have a sandbox started for them, since there had been too many: one of each kind may have one now.
+    pub(crate) fn overdue(&self, burst: usize, now: Instant) -> Vec<Key> {
+        let mut state = self.lock();
+        let mut found = Vec::new();
+        for (key, pool) in &mut state.pools {
+            pool.forget_old_starts(now);
+            while pool.starts.len() < burst && pool.waiting.len() > pool.coming() {
+                pool.starting += 1;
+                pool.starts.push_back(now);
+                found.push(key.clone());
+            }
+        }
+        found
     }
 
     /// What there are pools of.

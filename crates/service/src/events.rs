@@ -5,10 +5,10 @@
 //! event from being run at all (throttling, an image that is not there yet) is tried again for as long as the event may get old.
 
 mod destinations;
+mod queue;
 
-use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore};
 
 pub(crate) use self::destinations::check_destination;
 use self::destinations::{deliver_patiently, letter, record};
+use self::queue::{Next, Queue};
 use crate::api::ApiError;
 use crate::invoke::{Given, Invoked};
 use crate::model::{EventConfig, new_id};
@@ -29,7 +30,8 @@ const EVENTS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("event
 const MOST_AT_ONCE: usize = 256;
 /// Of one tenant.
 const MOST_OF_TENANT: usize = 64;
-const BACK_AFTER_MS: u64 = 50;
+/// The clock may be set, and the service may go.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// After what keeps an event from being run.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
@@ -59,31 +61,23 @@ pub(crate) struct Event {
 /// The queue.
 pub(crate) struct Events {
     database: Database,
-    /// When each is due, and its number.
-    due: Mutex<BTreeSet<(u64, u64)>>,
+    queue: Queue,
     next: Mutex<u64>,
     changed: Notify,
     /// Before a failed run is repeated for the first time; twice as long before the second.
     retry_after: Duration,
-    /// How many of a tenant's are being run.
-    running: Mutex<HashMap<String, usize>>,
 }
 
 /// A tenant's event that is being run.
 struct Turn<'a> {
     events: &'a Events,
-    tenant: String,
+    tenant: Arc<str>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut running = self.events.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = running.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(&self.tenant);
-            }
-        }
+        self.events.queue.ended(&self.tenant);
+        self.events.changed.notify_one();
     }
 }
 
@@ -106,44 +100,17 @@ impl Events {
         let begun = database.begin_write()?;
         begun.open_table(EVENTS)?;
         begun.commit()?;
-        let mut due = BTreeSet::new();
+        let queue = Queue::default();
         let mut next = 0;
         for entry in database.begin_read()?.open_table(EVENTS)?.iter()? {
             let (number, event) = entry?;
             next = number.value() + 1;
             match serde_json::from_slice::<Event>(event.value()) {
-                Ok(event) => drop(due.insert((event.due_ms, number.value()))),
+                Ok(event) => queue.add(event.due_ms, number.value(), &event.tenant),
                 Err(error) => tracing::error!(%error, number = number.value(), "an event is not understood and stays"),
             }
         }
-        Ok(Self {
-            database,
-            due: Mutex::new(due),
-            next: Mutex::new(next),
-            changed: Notify::new(),
-            retry_after,
-            running: Mutex::default(),
-        })
-    }
-
-    fn due(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A tenant's turn; `None` while as many of its events are being run as may be.
-    fn turn(&self, tenant: &str) -> Option<Turn<'_>> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = running.entry(tenant.to_owned()).or_default();
-        if *count >= MOST_OF_TENANT {
-            return None;
-        }
-        *count += 1;
-        Some(Turn { events: self, tenant: tenant.to_owned() })
-    }
-
-    fn put_back(&self, number: u64, due_ms: u64) {
-        self.due().insert((due_ms, number));
-        self.changed.notify_one();
+        Ok(Self { database, queue, next: Mutex::new(next), changed: Notify::new(), retry_after })
     }
 
     /// Takes an event: it is on the disk when this returns.
@@ -158,7 +125,7 @@ impl Events {
             *next - 1
         };
         self.write(|table| table.insert(number, bytes.as_slice()).map(drop))?;
-        self.due().insert((event.due_ms, number));
+        self.queue.add(event.due_ms, number, &event.tenant);
         self.changed.notify_one();
         Ok(())
     }
@@ -221,31 +188,20 @@ pub(crate) async fn dispatch(service: Weak<Service>) {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let Some(strong) = service.upgrade().filter(|service| !service.is_closing()) else { return };
         let now = now_ms();
-        let (taken, wait) = {
-            let mut due = strong.events.due();
-            match due.first().copied() {
-                Some((at, number)) if at <= now => {
-                    due.remove(&(at, number));
-                    (Some(number), Duration::ZERO)
-                }
-                Some((at, _)) => (None, Duration::from_millis(at - now)),
-                None => (None, Duration::from_secs(1)),
+        let (number, tenant) = match strong.events.queue.next(now, MOST_OF_TENANT) {
+            Next::Run(number, tenant) => (number, tenant),
+            Next::Wait(due) => {
+                let wait = due.map_or(LONGEST_WAIT, |at| Duration::from_millis(at.saturating_sub(now)));
+                let _ = tokio::time::timeout(wait.min(LONGEST_WAIT), strong.events.changed.notified()).await;
+                continue;
             }
-        };
-        let Some(number) = taken else {
-            // Not for long: the clock may be set, and the service may go.
-            let _ = tokio::time::timeout(wait.min(Duration::from_secs(1)), strong.events.changed.notified()).await;
-            continue;
         };
         tokio::spawn(async move {
             let _permit = permit;
+            let _turn = Turn { events: &strong.events, tenant };
             let Some(event) = strong.events.read(number) else {
                 tracing::error!(number, "an event cannot be read: the next service tries again");
                 return;
-            };
-            // Where so many of the tenant's are running, those of other tenants have their turn.
-            let Some(_turn) = strong.events.turn(&event.tenant) else {
-                return strong.events.put_back(number, now_ms() + BACK_AFTER_MS);
             };
             deal_with(&strong, number, event).await;
         });
@@ -325,14 +281,13 @@ async fn put_off(service: &Arc<Service>, number: u64, mut event: Event, pause: D
     event.due_ms = now_ms() + pause.as_millis() as u64;
     let service = Arc::clone(service);
     let write = move || {
-        let due = (event.due_ms, number);
         let written = serde_json::to_vec(&event)
             .map_err(broken)
             .and_then(|bytes| service.events.write(|table| table.insert(number, bytes.as_slice()).map(drop)));
         if written.is_err() {
             tracing::error!(function = event.function, "how often an event failed is not kept");
         }
-        service.events.due().insert(due);
+        service.events.queue.add(event.due_ms, number, &event.tenant);
         service.events.changed.notify_one();
     };
     let _ = tokio::task::spawn_blocking(write).await;
@@ -376,7 +331,7 @@ async fn finish(
             }
             tracing::error!(function = event.function, destination, error, "what became of an event is not told");
             let line = format!("{} Destination {destination}: {error}\n", event.id);
-            service.logs.add(&event.tenant, &event.function, line.as_bytes());
+            service.log(&event.tenant, &event.function, line.as_bytes());
         }
     }
     remove(service, number).await;

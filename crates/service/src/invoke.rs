@@ -89,7 +89,8 @@ impl Service {
         let arn = self.options.place.arn(name, qualifier);
         let missing = || ApiError::not_found(format!("Function not found: {arn}"));
         let function = self.registry.find(tenant, name).ok_or_else(missing)?;
-        let (number, version) = function.resolve(qualifier, chance()).ok_or_else(missing)?;
+        let chance = if matches!(qualifier, Some(Qualifier::Alias(_))) { chance() } else { 0.0 };
+        let (number, version) = function.resolve(qualifier, chance).ok_or_else(missing)?;
         match &version.state {
             State::Active => {}
             State::Pending => {
@@ -172,7 +173,7 @@ impl Service {
                 let seconds = timeout.as_secs_f64();
                 let now = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ");
                 let line = format!("{now} {id} Task timed out after {seconds:.2} seconds\n\n");
-                self.logs.add(&key.tenant, &key.function, line.as_bytes());
+                self.log(&key.tenant, &key.function, line.as_bytes());
                 let message = format!("RequestId: {id} Error: Task timed out after {seconds:.2} seconds");
                 let body = json!({ "errorType": "Sandbox.Timedout", "errorMessage": message });
                 Ok(failed(body.to_string().into()))

@@ -20,6 +20,10 @@ const MOST_IN_VAIN: usize = 4096;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
+    /// Of this start of the machine: what was there before is not.
+    Boot {
+        id: String,
+    },
     Started {
         sandbox: String,
         key: Key,
@@ -56,8 +60,9 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let there = replay(&text);
-        let file = write_anew(path, &there)?;
+        let boot = boot();
+        let there = replay(&text, &boot);
+        let file = write_anew(path, &there, &boot)?;
         let lines = there.len();
         let state = Mutex::new(State { file, there: there.clone(), lines });
         Ok((Self { path: path.to_owned(), state }, there))
@@ -78,7 +83,7 @@ impl Journal {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.there);
         let written = if state.lines > 2 * state.there.len() + MOST_IN_VAIN {
-            write_anew(&self.path, &state.there).map(|file| {
+            write_anew(&self.path, &state.there, &boot()).map(|file| {
                 state.file = file;
                 state.lines = state.there.len();
             })
@@ -98,7 +103,7 @@ fn encode(line: &Line) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn replay(text: &[u8]) -> Sandboxes {
+fn replay(text: &[u8], boot: &str) -> Sandboxes {
     let mut there = BTreeMap::new();
     for line in text.split(|byte| *byte == b'\n') {
         match serde_json::from_slice(line) {
@@ -106,17 +111,25 @@ fn replay(text: &[u8]) -> Sandboxes {
                 there.insert(sandbox, (key, is_provisioned));
             }
             Ok(Line::Ended { sandbox }) => drop(there.remove(&sandbox)),
-            // Cut off, or empty.
-            Err(_) => {}
+            // The first line of a log: nothing is kept of one of another start.
+            Ok(Line::Boot { id }) if id != boot => return BTreeMap::new(),
+            // Of this one; or cut off, or empty.
+            Ok(Line::Boot { .. }) | Err(_) => {}
         }
     }
     there
 }
 
+/// Names this start of the machine; random(4). Empty where the kernel does not say: then nothing is known of other starts.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
 /// Puts a log that says as much in the place of the one before.
-fn write_anew(path: &Path, there: &Sandboxes) -> io::Result<File> {
+fn write_anew(path: &Path, there: &Sandboxes, boot: &str) -> io::Result<File> {
     let draft = path.with_extension("draft");
     let mut file = File::create(&draft)?;
+    file.write_all(&encode(&Line::Boot { id: boot.to_owned() })?)?;
     for (sandbox, (key, is_provisioned)) in there {
         let line = Line::Started { sandbox: sandbox.clone(), key: key.clone(), is_provisioned: *is_provisioned };
         file.write_all(&encode(&line)?)?;
@@ -169,8 +182,19 @@ mod tests {
         }
 
         #[test]
+        fn sandboxes_do_not_outlive_the_machine(numbers in proptest::collection::btree_set(0_u8..20, 0..10)) {
+            let there: Sandboxes = numbers.into_iter().map(|number| (number.to_string(), (key(number), false))).collect();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("journal");
+            write_anew(&path, &there, "this").unwrap();
+            let text = std::fs::read(&path).unwrap();
+            prop_assert_eq!(replay(&text, "this"), there);
+            prop_assert!(replay(&text, "another").is_empty());
+        }
+
+        #[test]
         fn any_bytes_are_a_log(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = replay(&bytes);
+            let _ = replay(&bytes, "");
         }
     }
 

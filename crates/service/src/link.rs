@@ -95,11 +95,24 @@ pub(crate) struct Beginning {
     pub(crate) memory_file: Option<PathBuf>,
 }
 
-/// Writes a message.
+/// Writes a message, and sees that it goes.
 ///
 /// # Errors
 /// Those of the socket.
 pub(crate) async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    head: &impl Serialize,
+    body: &[u8],
+) -> std::io::Result<()> {
+    write(to, head, body).await?;
+    to.flush().await
+}
+
+/// Writes a message.
+///
+/// # Errors
+/// Those of the socket.
+pub(crate) async fn write(
     to: &mut (impl AsyncWrite + Unpin),
     head: &impl Serialize,
     body: &[u8],
@@ -118,7 +131,7 @@ pub(crate) async fn send(
     if !is_short {
         to.write_all(body).await?;
     }
-    to.flush().await
+    Ok(())
 }
 
 /// Reads a message; `None` at the end. Reads in parts: `from` is best buffered.

@@ -19,6 +19,8 @@ const MOST_STARTS: usize = 8;
 /// After a start that failed; twice as long after each that follows.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// A sandbox that ends before it is so old has not worked.
+pub(crate) const WELL_AFTER: Duration = Duration::from_mins(1);
 /// After so many one says that it does not work.
 const FAILURES_TOLD: u32 = 3;
 
@@ -37,8 +39,17 @@ impl Provisioning {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn succeeded(&self, key: &Key) {
-        self.lock().remove(key);
+    /// All that is wanted is there: what failed once is forgotten when it has been so for a while.
+    fn is_well(&self, key: &Key, now: Instant) {
+        let mut failing = self.lock();
+        if failing.get(key).is_some_and(|failing| now > failing.until + WELL_AFTER) {
+            failing.remove(key);
+        }
+    }
+
+    /// Forgets what nobody wants any more.
+    fn retain(&self, is_wanted: impl Fn(&Key) -> bool) {
+        self.lock().retain(|key, _| is_wanted(key));
     }
 
     pub(crate) fn failed(&self, key: &Key, reason: &str, now: Instant) {
@@ -87,6 +98,7 @@ impl Service {
         if self.is_closing() {
             return;
         }
+        self.provisioning.retain(|key| self.kept(key).is_some_and(|wanted| wanted > 0));
         for function in self.registry.all() {
             for (number, wanted) in function.provisioned_versions() {
                 let found = function.resolve(Some(&number), 0.0).filter(|(_, version)| version.state == State::Active);
@@ -95,7 +107,11 @@ impl Service {
                 if self.provisioning.waits(&key, Instant::now()) {
                     continue;
                 }
-                for _ in 0..self.assignment.provision(&key, wanted as usize, MOST_STARTS) {
+                let missing = self.assignment.provision(&key, wanted as usize, MOST_STARTS);
+                if missing == 0 {
+                    self.provisioning.is_well(&key, Instant::now());
+                }
+                for _ in 0..missing {
                     self.start_sandbox(key.clone(), version.clone(), StartFor::Provisioned);
                 }
             }
@@ -131,7 +147,10 @@ mod tests {
             assert!(waits_for(pause), "{pause}");
             assert_eq!(provisioning.reason(&key).is_some(), pause > 2);
         }
-        provisioning.succeeded(&key);
+        let well = now + Duration::from_mins(2);
+        provisioning.is_well(&key, well);
+        assert!(provisioning.reason(&key).is_some());
+        provisioning.is_well(&key, well + Duration::from_secs(1));
         assert!(!provisioning.waits(&key, now) && provisioning.reason(&key).is_none());
     }
 }

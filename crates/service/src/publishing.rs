@@ -48,13 +48,15 @@ impl Service {
         let Some(source) = function.latest.wanted.clone() else { return };
         self.in_background(async move {
             let wanted_since = Instant::now();
-            let Ok(_permit) = service.publishing.acquire().await else { return };
+            let Ok(permit) = service.publishing.acquire().await else { return };
             let name = image_name(&function.name, &new_id());
             // Before it is there, so that none is ever there that the next service does not know.
             let published = match service.registry.note_image(&function.tenant, &function.name, &name) {
                 Ok(()) => service.publish_source(&function, &source, &name).await,
                 Err(error) => Err(NoImage { code: "InternalError", reason: error.message().to_owned() }),
             };
+            // What follows may wait for invocations to end.
+            drop(permit);
             let mut before = None;
             let changed = service.registry.change(&function.tenant, &function.name, |function| {
                 if function.latest.wanted.as_ref() != Some(&source) {
@@ -66,7 +68,10 @@ impl Service {
                     version.came(&published);
                 }
                 before = function.latest.came(&published);
-                function.latest.revision = new_id();
+                // Where nothing has changed its sandboxes stay.
+                if published.is_ok() {
+                    function.latest.revision = new_id();
+                }
                 Ok(true)
             });
             let is_kept = matches!(changed, Ok((_, true)));

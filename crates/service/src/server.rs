@@ -44,7 +44,13 @@ const MOST_STREAMED_PARTS: usize = 4;
 /// Connections at once, and how long a head and a body may take.
 const MOST_CONNECTIONS: usize = 4096;
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+const IDLE_BEFORE_PROBES: Duration = Duration::from_mins(1);
 const BODY_PATIENCE: Duration = Duration::from_mins(2);
+/// Bodies that are being read take no more than this, in KiB: those of the API, and those of functions' URLs, which anybody may send.
+static ROOM: Semaphore = Semaphore::const_new(256 << 10);
+static ROOM_OF_URLS: Semaphore = Semaphore::const_new(128 << 10);
+/// What is so small needs no place.
+const SMALL_BODY: usize = 64 << 10;
 /// Who calls without a key.
 pub(crate) const ANYBODY: &str = "default";
 
@@ -65,6 +71,9 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener) {
             }
         };
         let _ = stream.set_nodelay(true);
+        // One whose machine has vanished is noticed by nobody else.
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+        let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, IDLE_BEFORE_PROBES);
         let service = Arc::clone(&service);
         tokio::spawn(async move {
             let _permit = permit;
@@ -132,8 +141,12 @@ fn headers_of(head: &Parts) -> Vec<(String, String)> {
     head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
-/// The whole of a body, of which no more is read than it may have.
-async fn read_body(body: Incoming, most: usize, what: &str) -> Result<Bytes, ApiError> {
+/// The whole of a body, of which no more is read than it may have, while `room` has place for it.
+async fn read_body(body: Incoming, most: usize, what: &str, room: &Semaphore) -> Result<Bytes, ApiError> {
+    let size = hyper::body::Body::size_hint(&body).upper().map_or(most, |size| (size as usize).min(most));
+    let kib = if size <= SMALL_BODY { 0 } else { (size >> 10) as u32 };
+    let place = tokio::time::timeout(BODY_PATIENCE, room.acquire_many(kib)).await;
+    let Ok(Ok(_place)) = place else { return Err(ApiError::throttled("CallerRateLimitExceeded", 1)) };
     let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, most).collect()).await;
     let body = body.map_err(|_| ApiError::invalid_content("the request did not come as a whole in time"))?;
     let body = body.map_err(|error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
@@ -166,7 +179,7 @@ async fn handle(service: &Arc<Service>, head: &Parts, body: Incoming) -> Result<
     let is_large = most == MOST_PACKAGE_BODY
         && hyper::body::Body::size_hint(&body).upper().is_none_or(|size| size > MOST_BODY as u64);
     let _room = if is_large { LARGE_BODIES.acquire().await.ok() } else { None };
-    let body = read_body(body, most, route.action).await?;
+    let body = read_body(body, most, route.action, &ROOM).await?;
     let tenant = caller.verify(&signed(&body))?;
     let header = |name: &str| headers.iter().find_map(|(found, value)| (found == name).then_some(value.as_str()));
     let base = format!("{}://{}", header("x-forwarded-proto").unwrap_or("http"), header("host").unwrap_or("localhost"));
@@ -233,7 +246,9 @@ fn check_is_no_browser(request: &Signed<'_>) -> Result<(), ApiError> {
     let header = |name: &str| request.header(name);
     let is_signed = header("authorization").is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256"))
         || request.query.contains("X-Amz-Algorithm=AWS4-HMAC-SHA256");
-    if header("origin").is_some() || !is_signed {
+    let is_from_elsewhere = header("origin").is_some()
+        || header("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    if is_from_elsewhere || !is_signed {
         return Err(ApiError::not_signed(
             "Missing Authentication Token: sign requests as AWS's clients do; any key is as good, since this service was given none",
         ));

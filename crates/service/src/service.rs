@@ -27,7 +27,7 @@ use crate::measures::Board;
 use crate::model::{Version, new_id};
 use crate::package::Packages;
 use crate::placement::{Machine, StartFor, Wanted};
-use crate::provisioning::Provisioning;
+use crate::provisioning::{Provisioning, WELL_AFTER};
 use crate::publishing;
 use crate::registry::Registry;
 use crate::url::UrlBase;
@@ -109,6 +109,7 @@ pub(crate) enum Piece {
 struct Sandbox {
     key: Key,
     start: StartFor,
+    since: Instant,
     host: Option<Host>,
     /// How often its runtime has asked for an invocation, as far as it is known.
     asks: u64,
@@ -124,7 +125,17 @@ struct Sandbox {
 impl Sandbox {
     fn new(key: Key, deadline: Option<Instant>, start: StartFor) -> Self {
         let spent = Duration::ZERO;
-        Self { key, start, host: None, asks: 0, invocation: None, deadline, is_ending: false, spent }
+        Self {
+            key,
+            start,
+            since: Instant::now(),
+            host: None,
+            asks: 0,
+            invocation: None,
+            deadline,
+            is_ending: false,
+            spent,
+        }
     }
 
     fn has_begun(&self) -> bool {
@@ -247,8 +258,10 @@ impl Service {
                 tokio::time::sleep(COME_BACK_WITHIN).await;
                 let Some(service) = service.upgrade() else { return };
                 let has_come = service.sandboxes.lock().get(&id).is_none_or(|sandbox| sandbox.host.is_some());
-                if !has_come {
-                    service.ended(&id, "its host did not come back");
+                // That it has gone is no failure of the function's: who waits for it gets another.
+                if !has_come && service.remove(&id).is_some() {
+                    let gone = service.assignment.gone(&id, None);
+                    service.follow(gone, StartFor::Invocation);
                 }
             });
         }
@@ -336,7 +349,7 @@ impl Service {
     /// A sandbox is at an invocation from now on, and is to be done by then. False where it has gone.
     pub(crate) fn gave(&self, sandbox: &str, invocation: &str, deadline: Instant) -> bool {
         let mut sandboxes = self.sandboxes.lock();
-        let Some(sandbox) = sandboxes.get_mut(sandbox) else { return false };
+        let Some(sandbox) = sandboxes.get_mut(sandbox).filter(|sandbox| !sandbox.is_ending) else { return false };
         sandbox.invocation = Some(invocation.to_owned());
         sandbox.deadline = Some(deadline + GRACE);
         true
@@ -369,16 +382,15 @@ impl Service {
     fn asks(&self, host: &Host, number: u64, init_ms: Option<u64>) {
         {
             let mut sandboxes = self.sandboxes.lock();
-            let Some(sandbox) = sandboxes.get_mut(&host.sandbox).filter(|sandbox| number > sandbox.asks) else {
+            let Some(sandbox) =
+                sandboxes.get_mut(&host.sandbox).filter(|sandbox| !sandbox.is_ending && number > sandbox.asks)
+            else {
                 return;
             };
             sandbox.asks = number;
             sandbox.invocation = None;
             sandbox.deadline = None;
             sandbox.spent = Duration::from_millis(init_ms.unwrap_or(0));
-            if sandbox.start == StartFor::Provisioned && number == 1 {
-                self.provisioning.succeeded(&sandbox.key);
-            }
         }
         self.assignment.free(host, Instant::now());
     }
@@ -403,6 +415,13 @@ impl Service {
         };
         host.end(reason);
         Some(ended)
+    }
+
+    /// Adds to a function's log. One that was deleted has none any more.
+    pub(crate) fn log(&self, tenant: &str, function: &str, bytes: &[u8]) {
+        if self.registry.find(tenant, function).is_some() {
+            self.logs.add(tenant, function, bytes);
+        }
     }
 
     fn remove(&self, sandbox: &str) -> Option<Sandbox> {
@@ -432,14 +451,14 @@ impl Service {
         // Of what ended in order its host has said how, and nobody waits for it any more.
         let Some(sandbox) = self.remove(id).filter(|sandbox| !sandbox.is_ending) else { return };
         let (kind, message) = ("Runtime.ExitError", format!("Runtime exited with error: {how}"));
+        if sandbox.start == StartFor::Provisioned && sandbox.since.elapsed() < WELL_AFTER {
+            self.provisioning.failed(&sandbox.key, how, Instant::now());
+        }
         let failure = if sandbox.has_begun() {
             None
         } else {
-            if sandbox.start == StartFor::Provisioned {
-                self.provisioning.failed(&sandbox.key, how, Instant::now());
-            }
             let line = format!("INIT_REPORT Status: error\tError Type: {kind}\t{how}\n");
-            self.logs.add(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
+            self.log(&sandbox.key.tenant, &sandbox.key.function, line.as_bytes());
             Some(StartFailure::new(kind, &message, Bytes::new()))
         };
         if let Some(invocation) = sandbox.invocation.clone() {
@@ -520,18 +539,21 @@ async fn reap(service: std::sync::Weak<Service>) {
         service.end_late();
         service.board.retain(|tenant, function| service.registry.find(tenant, function).is_some());
         service.provision();
+        for key in service.assignment.overdue(service.limits.burst, Instant::now()) {
+            service.follow(Some((key, Wish::Start)), StartFor::Invocation);
+        }
         let keys = service.assignment.keys().into_iter();
         let current: HashMap<Key, usize> = keys.filter_map(|key| Some((key.clone(), service.kept(&key)?))).collect();
         let kept = |key: &Key| current.get(key).copied();
         for host in service.assignment.reap(service.limits.idle, Instant::now(), &kept) {
-            host.tell(ToHost::End(Reason::Spindown), Bytes::new()).await;
+            service.ends(&host, Reason::Spindown, |_| true);
         }
     }
 }
 
 impl Service {
     /// How many sandboxes of a kind are kept whether they are needed or not; `None` where the function has not any more what they run.
-    fn kept(&self, key: &Key) -> Option<usize> {
+    pub(crate) fn kept(&self, key: &Key) -> Option<usize> {
         let function = self.registry.find(&key.tenant, &key.function)?;
         function.with_revision(&key.number, &key.revision)?;
         Some(function.provisioned_of(&key.number) as usize)
@@ -591,13 +613,15 @@ impl Service {
             }
             FromHost::Log => {
                 let key = self.sandboxes.lock().get(&host.sandbox).map(|sandbox| sandbox.key.clone());
-                // One that was deleted has no log any more.
-                if let Some(key) = key.filter(|key| self.registry.find(&key.tenant, &key.function).is_some()) {
-                    self.logs.add(&key.tenant, &key.function, &body);
+                if let Some(key) = key {
+                    self.log(&key.tenant, &key.function, &body);
                 }
             }
             FromHost::Ending => {
-                if self.ends(host, Reason::Failure, |sandbox| sandbox.invocation.is_none()).is_some() {
+                if let Some((key, start)) = self.ends(host, Reason::Failure, |sandbox| sandbox.invocation.is_none()) {
+                    if start == StartFor::Provisioned {
+                        self.provisioning.failed(&key, "it ended by itself", Instant::now());
+                    }
                     let gone = self.assignment.gone(&host.sandbox, None);
                     self.follow(gone, StartFor::Invocation);
                 }

@@ -127,8 +127,22 @@ fn a_burst_starts_so_many_and_the_others_wait_for_those() {
     let mut place = Place::new();
     let wishes: Vec<Wish> = (0..8).map(|_| place.wait("f").1).collect();
     assert_eq!(wishes.iter().filter(|wish| **wish == Wish::Start).count(), LIMITS.burst);
+    assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
     place.now += Duration::from_secs(11);
+    // Those who waited, and no more than they are.
+    assert_eq!(place.assignment.overdue(LIMITS.burst, place.now), [key("f"), key("f"), key("f")]);
+    assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
     assert_eq!(place.wait("f").1, Wish::Start);
+}
+
+#[test]
+fn what_is_started_to_be_kept_is_waited_for_by_nobody() {
+    let place = Place::new();
+    assert_eq!(place.assignment.provision(&key("f"), 2, 8), 2);
+    place.assignment.starting("kept", &key("f"), true);
+    assert_eq!(place.wait("f").1, Wish::Start);
+    // One that did not begin was for nobody.
+    assert_eq!(place.assignment.gone("kept", None).unwrap().1, Wish::Nothing);
 }
 
 #[test]

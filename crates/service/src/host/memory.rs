@@ -1,6 +1,7 @@
 //! What memory the container takes, as its cgroup says.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The names of a figure, with cgroups of version 1 and 2.
 const PEAK: [&str; 2] = ["memory.max_usage_in_bytes", "memory.peak"];
@@ -8,7 +9,13 @@ const NOW: [&str; 2] = ["memory.usage_in_bytes", "memory.current"];
 
 /// The most memory that the container's processes had, in MB; 0 where that cannot be told.
 pub(super) fn memory_used_mb() -> u64 {
-    let used = file_of_container(PEAK).and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
+    // A host has one container. To find its cgroup takes longer than many an invocation.
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    let file = FILE.get().cloned().or_else(|| {
+        let found = file_of_container(PEAK)?;
+        Some(FILE.get_or_init(|| found).clone())
+    });
+    let used = file.and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
     used.unwrap_or(0) / (1 << 20)
 }
 

@@ -29,6 +29,8 @@ use crate::link::FromHost;
 
 /// A header may be so long: Python's client puts stack traces into one.
 const MOST_HEADERS: usize = 2 << 20;
+/// Of an answer that is streamed, said at once.
+const MOST_PIECE: usize = 64 << 10;
 /// One that is streamed.
 const MOST_STREAMED: usize = 200 << 20;
 /// The type of an answer that begins with a status and headers.
@@ -210,8 +212,13 @@ async fn stream(shared: &Arc<Shared>, id: &str, mut body: Incoming) -> Answer {
                 if !shared.is_at(id) {
                     return not_at_it(id);
                 }
-                let head = FromHost::Response { id: id.to_owned(), tail: None, is_last: false };
-                shared.send(head, bytes).await;
+                // In pieces: who reads slowly has the function wait, and few bytes are on their way.
+                let mut rest = bytes;
+                while !rest.is_empty() {
+                    let piece = rest.split_to(rest.len().min(MOST_PIECE));
+                    let head = FromHost::Response { id: id.to_owned(), tail: None, is_last: false };
+                    shared.send(head, piece).await;
+                }
             }
             Ok(Err(frame)) => {
                 if let Ok(trailers) = frame.into_trailers() {

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::BufReader;
+use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -210,13 +210,23 @@ async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost,
                     }
                 };
                 let speak = async {
-                    while let Some((message, body)) = from_here.recv().await {
-                        let is_last = matches!(message, FromHost::Exited { .. });
-                        if link::send(&mut to, &message, &body).await.is_err() {
-                            return is_last;
+                    let mut to = BufWriter::new(to);
+                    while let Some(first) = from_here.recv().await {
+                        // What waits with it goes in the same call.
+                        let mut next = Some(first);
+                        while let Some((message, body)) = next {
+                            let is_last = matches!(message, FromHost::Exited { .. });
+                            if link::write(&mut to, &message, &body).await.is_err() {
+                                return is_last;
+                            }
+                            if is_last {
+                                let _ = to.flush().await;
+                                return true;
+                            }
+                            next = from_here.try_recv().ok();
                         }
-                        if is_last {
-                            return true;
+                        if to.flush().await.is_err() {
+                            return false;
                         }
                     }
                     true

@@ -14,7 +14,9 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{ANYBODY, Answer, Caller, MOST_PAYLOAD, MOST_STREAMED_PARTS, headers_of, parts, read_body, set, whole};
+use super::{
+    ANYBODY, Answer, Caller, MOST_PAYLOAD, MOST_STREAMED_PARTS, ROOM_OF_URLS, headers_of, parts, read_body, set, whole,
+};
 use crate::Qualifier;
 use crate::api::ApiError;
 use crate::invoke::{Given, Invoked, Target};
@@ -121,7 +123,9 @@ impl Call<'_> {
         let signed = |body| Signed { method, path, query, headers: &headers, body };
         // Who may not call is not listened to.
         let caller = self.caller(&signed(&[]))?;
-        let body = read_body(body, MOST_PAYLOAD, "a function URL").await.map_err(|error| Refusal::of(&error))?;
+        let body = read_body(body, MOST_PAYLOAD, "a function URL", &ROOM_OF_URLS)
+            .await
+            .map_err(|error| Refusal::of(&error))?;
         let key = match &caller {
             Some(Caller::Key(key, claim)) => {
                 let verified = claim.verify(&signed(&body), &key.secret, SystemTime::now());
