@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 import time
 
@@ -116,7 +117,8 @@ def handler(event, context):
     global INVOCATIONS
     with LOCK:
         INVOCATIONS += 1
-    print("got", json.dumps(event)[:200])
+    # At once: what carries it may be asked for it between two writes.
+    sys.stdout.write(f"got {json.dumps(event)[:200]}\n")
     what = event.get("do") if isinstance(event, dict) else None
     if what == "fail":
         raise ValueError("as asked")

@@ -193,7 +193,8 @@ fn logs_are_followed_until_the_function_is_deleted() {
     }
     let last = run(&["logs", "hello", "-n", "2"]).success().stdout();
     assert_eq!(last.lines().count(), 2, "{last}");
-    assert!(last.starts_with("END RequestId: ") && last.contains("REPORT"), "{last}");
+    let whole = run(&["logs", "hello"]).success().stdout();
+    assert!(whole.ends_with(&last) && whole.contains("END RequestId: "), "{last} {whole}");
     let recent = run(&["logs", "hello", "--since", "1h"]).success().stdout();
     assert!(recent.contains("one") && recent.contains("two"), "{recent}");
 

@@ -177,7 +177,7 @@ def streams(name, event, body, broken):
 /// Errors, which cost a sandbox where the runtime ends with them, and only there.
 const FAILURES: &str = r#"
 # New sandboxes, so that what is counted is theirs.
-client.update_function_configuration(FunctionName="hello", Timeout=5)
+client.update_function_configuration(FunctionName="hello", Timeout=10)
 def fails(payload, kind, *words):
     answer = invoke(payload)
     assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled", answer
@@ -188,7 +188,7 @@ fails({"do": "fail"}, WORDS["error"], "as asked")
 assert invoke()["Payload"]["invocations"] == 2
 fails({"do": "exit"}, "Runtime.ExitError", "exit status 3")
 assert invoke()["Payload"]["invocations"] == 1
-fails({"do": "sleep", "seconds": 60}, "Sandbox.Timedout", "timed out after 5.00 seconds")
+fails({"do": "sleep", "seconds": 60}, "Sandbox.Timedout", "timed out after 10.00 seconds")
 assert invoke()["Payload"]["invocations"] == 1
 fails({"do": "memory", "mb": 1200}, "Runtime.OutOfMemory")
 assert invoke({"do": "write", "path": "/var/task/x", "bytes": 1})["Payload"] == {"error": WORDS["read_only"]}
