@@ -58,9 +58,11 @@ soak: ## ten minutes of every kind of call to a service, and that nothing grows 
 
 bench: ## run every benchmark side by side and write docs/benchmarks.md (about 45 minutes)
 	$(CARGO) build --locked --release --package snowmelt --package snowmelt-bench
-	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk
+	$(CARGO) build --locked --release --examples --package snowmelt-device --package snowmelt-image --package snowmelt-chunk --package snowmelt-bench
 	scripts/test-images
 	scripts/dedup-images
+	scripts/test-clients
+	scripts/function-images
 	scripts/test-servers run -- "$${CARGO_TARGET_DIR:-target}/release/snowmelt-bench" --output docs/benchmarks.md
 
 clean: ## remove what builds made, test images too
