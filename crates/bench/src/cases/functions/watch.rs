@@ -40,7 +40,7 @@ impl Watch {
             "--invoke-port",
         ]);
         command.arg(address.port().to_string());
-        command.env("CARGO_TARGET_DIR", bench.path("cargo-lambda")).env("HOME", bench.path("cargo-lambda-home"));
+        command.env("CARGO_TARGET_DIR", bench.path("cargo-lambda"));
         let messages = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
         // Its children are the function and what builds it: a group of their own ends together.
