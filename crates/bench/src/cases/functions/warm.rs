@@ -149,6 +149,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Section>> {
         ]);
     }
     service.stop()?;
+    drop((echo, watch));
     bench.settle(&cache)?;
     Ok(vec![section])
 }
