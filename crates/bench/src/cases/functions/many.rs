@@ -26,7 +26,7 @@ const WORKER: [&str; 4] = ["--memory", "1GiB", "--disk-size", "4GiB"];
 const IDLE: &str = "10s";
 const SECONDS: u64 = 60;
 /// Timers: each function has a period of its own between these, in seconds.
-const PERIODS: std::ops::Range<f64> = 8.0..60.0;
+const PERIODS: std::ops::Range<f64> = 20.0..120.0;
 /// Bursts: so many, of so many calls at once, beside calls that come one by one.
 const BURSTS: usize = 20;
 const IN_A_BURST: std::ops::RangeInclusive<usize> = 5..=15;
