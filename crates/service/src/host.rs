@@ -67,6 +67,8 @@ pub(crate) struct HostConfig {
     pub(crate) init_limit_ms: u64,
     /// It did not begin before: this is a part of an invocation, and nobody tries again.
     pub(crate) is_last_try: bool,
+    /// As in `AWS_LAMBDA_INITIALIZATION_TYPE`.
+    pub(crate) initialization_type: String,
     /// Where the function may connect to.
     pub(crate) outgoing: OutgoingNetwork,
 }

@@ -47,6 +47,11 @@ impl StartFor {
             Self::Provisioned => Duration::from_mins(15),
         }
     }
+
+    /// What runtimes and extensions are told of it.
+    fn initialization_type(self) -> &'static str {
+        if self == Self::Provisioned { "provisioned-concurrency" } else { "on-demand" }
+    }
 }
 
 /// What is to run.
@@ -103,6 +108,7 @@ impl Machine {
             account: self.place.account.clone(),
             init_limit_ms: wanted.start.init_limit(settings.timeout).as_millis() as u64,
             is_last_try: wanted.start == StartFor::InvocationAgain,
+            initialization_type: wanted.start.initialization_type().to_owned(),
             outgoing: self.outgoing,
         }
     }
@@ -130,8 +136,7 @@ impl Machine {
         set("AWS_LAMBDA_FUNCTION_NAME", wanted.function);
         set("AWS_LAMBDA_FUNCTION_VERSION", wanted.number);
         set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &settings.memory.to_string());
-        let begun = if wanted.start == StartFor::Provisioned { "provisioned-concurrency" } else { "on-demand" };
-        set("AWS_LAMBDA_INITIALIZATION_TYPE", begun);
+        set("AWS_LAMBDA_INITIALIZATION_TYPE", wanted.start.initialization_type());
         set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{}", wanted.function));
         set("AWS_LAMBDA_LOG_STREAM_NAME", &stream);
         if !settings.environment.contains_key("TZ") {

@@ -1,4 +1,4 @@
-//! How a sandbox begins and ends: what is told of it, to whom, and how long everybody may take.
+//! What follows when a sandbox has begun, fails or is not needed: what is told, to whom, and how long everybody may take.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,8 +23,7 @@ const WITH_INTERNAL: Duration = Duration::from_millis(500);
 impl Shared {
     /// The runtime has asked for the first time.
     pub(super) fn runtime_has_begun(&self) {
-        let is_last_try = self.config.is_last_try;
-        self.telemetry.platform("platform.initRuntimeDone", || report::init_runtime_done(is_last_try, None));
+        self.telemetry.platform("platform.initRuntimeDone", || report::init_runtime_done(&self.config, None));
     }
 
     /// Everybody has asked: the sandbox has begun. Gives how long it took, in milliseconds, where that is the invocation's time.
@@ -38,8 +37,7 @@ impl Shared {
         for extension in &extensions {
             self.extension_report(&extension.name, extension.at.name(), &extension.wanted.names(), None).await;
         }
-        self.telemetry
-            .platform("platform.initReport", || report::init_report(self.config.is_last_try, init, "success", None));
+        self.telemetry.platform("platform.initReport", || report::init_report(&self.config, init, "success", None));
         // Who wants to hear of more has said so.
         self.telemetry.close();
         self.config.is_last_try.then_some(init.as_millis() as u64)
@@ -89,9 +87,9 @@ impl Shared {
         let status = if reason == Reason::Timeout { "timeout" } else { "error" };
         if !self.has_runtime_begun() {
             let error = Some((status, kind));
-            self.telemetry.platform("platform.initRuntimeDone", || report::init_runtime_done(is_last_try, error));
+            self.telemetry.platform("platform.initRuntimeDone", || report::init_runtime_done(&self.config, error));
         }
-        self.telemetry.platform("platform.initReport", || report::init_report(is_last_try, init, status, Some(kind)));
+        self.telemetry.platform("platform.initReport", || report::init_report(&self.config, init, status, Some(kind)));
         self.telemetry.close();
         self.log_line(report::init_line(is_last_try, init, status, kind).into_bytes()).await;
         let (kind, message) = (kind.to_owned(), message.to_owned());

@@ -25,12 +25,15 @@ impl Log {
 
     /// Waits for more; empty at the end.
     pub(super) async fn read(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = vec![0; BLOCK];
         loop {
             self.0.readable().await?;
+            // Not before there is something: an idle host has none.
+            let mut bytes = vec![0; BLOCK];
             match self.0.try_read(&mut bytes) {
                 Ok(count) => {
                     bytes.truncate(count);
+                    // Many short ones may wait for a service that is gone.
+                    bytes.shrink_to_fit();
                     return Ok(bytes);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}

@@ -97,10 +97,10 @@ fn tracing(trace: &str) -> Value {
     json!({ "type": "X-Amzn-Trace-Id", "value": trace })
 }
 
-fn of_init(is_last_try: bool) -> Map<String, Value> {
+fn of_init(config: &HostConfig) -> Map<String, Value> {
     let mut record = Map::new();
-    record.insert("initializationType".into(), json!("on-demand"));
-    record.insert("phase".into(), json!(phase(is_last_try)));
+    record.insert("initializationType".into(), json!(config.initialization_type));
+    record.insert("phase".into(), json!(phase(config.is_last_try)));
     record
 }
 
@@ -110,7 +110,7 @@ fn phase(is_last_try: bool) -> &'static str {
 }
 
 pub(super) fn init_start(config: &HostConfig) -> Value {
-    let mut record = of_init(config.is_last_try);
+    let mut record = of_init(config);
     record.insert("functionName".into(), json!(config.function));
     record.insert("functionVersion".into(), json!(config.version));
     record.insert("instanceId".into(), json!(config.sandbox));
@@ -119,8 +119,8 @@ pub(super) fn init_start(config: &HostConfig) -> Value {
 }
 
 /// `error` is status and kind.
-pub(super) fn init_runtime_done(is_last_try: bool, error: Option<(&str, &str)>) -> Value {
-    let mut record = of_init(is_last_try);
+pub(super) fn init_runtime_done(config: &HostConfig, error: Option<(&str, &str)>) -> Value {
+    let mut record = of_init(config);
     record.insert("status".into(), json!(error.map_or("success", |(status, _)| status)));
     if let Some((_, kind)) = error {
         record.insert("errorType".into(), json!(kind));
@@ -128,8 +128,8 @@ pub(super) fn init_runtime_done(is_last_try: bool, error: Option<(&str, &str)>) 
     record.into()
 }
 
-pub(super) fn init_report(is_last_try: bool, init: Duration, status: &str, error: Option<&str>) -> Value {
-    let mut record = of_init(is_last_try);
+pub(super) fn init_report(config: &HostConfig, init: Duration, status: &str, error: Option<&str>) -> Value {
+    let mut record = of_init(config);
     record.insert("status".into(), json!(status));
     record.insert("metrics".into(), json!({ "durationMs": milliseconds(init) }));
     if let Some(error) = error {
