@@ -101,7 +101,8 @@ fn options(app: &App, args: &ServiceArgs) -> Result<ServiceOptions> {
         urls: args.url_domain.clone().unwrap_or_else(|| UrlBase {
             scheme: "http".into(),
             domain: "localhost".into(),
-            port: Some(args.listen.port()),
+            // Known once it listens.
+            port: None,
         }),
         outgoing: outgoing(args)?,
         environment: app.config.environment(),

@@ -35,7 +35,7 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let message = crate::output::without_controls(&self.message);
         match self.status {
-            StatusCode::FORBIDDEN => write!(
+            StatusCode::FORBIDDEN if self.kind != "AccessDeniedException" => write!(
                 f,
                 "{message}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that the service knows ({})",
                 self.kind
