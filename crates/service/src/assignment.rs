@@ -6,7 +6,7 @@
 
 mod usage;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -430,10 +430,14 @@ impl Assignment {
         self.lock().of.iter().map(|(id, member)| (id.clone(), member.key.clone(), member.phase)).collect()
     }
 
-    /// How many there are of each kind.
-    pub(crate) fn counts_by_key(&self) -> Vec<(Key, Counts)> {
-        let state = self.lock();
-        state.pools.iter().map(|(key, pool)| (key.clone(), pool.counts())).collect()
+    /// How many there are of each function, by tenant and name.
+    pub(crate) fn counts_by_function(&self) -> BTreeMap<(String, String), Counts> {
+        let mut sums = BTreeMap::<_, Counts>::new();
+        for (key, pool) in &self.lock().pools {
+            let sum = sums.entry((key.tenant.clone(), key.function.clone())).or_default();
+            *sum = *sum + pool.counts();
+        }
+        sums
     }
 
     /// How many of those that fit there are.

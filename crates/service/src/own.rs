@@ -16,7 +16,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::FunctionName;
 use crate::api::{self, ApiError};
-use crate::assignment::Counts;
 use crate::logs::{Follower, From};
 use crate::server::{ANYBODY, Answer, Caller, check_host, whole};
 use crate::service::Service;
@@ -54,13 +53,9 @@ pub(crate) async fn answer(service: &Arc<Service>, request: &Signed<'_>) -> Resu
         "/_snowmelt/page.js" => page(service, request, SCRIPT, "text/javascript; charset=utf-8")?,
         "/metrics" => {
             let whose = who_looks(service, request)?;
-            let counts = service.assignment.counts_by_key().into_iter();
-            let mut sums = std::collections::BTreeMap::<(String, String), Counts>::new();
-            for (key, here) in counts.filter(|(key, _)| whose.includes(&key.tenant)) {
-                let sum = sums.entry((key.tenant, key.function)).or_default();
-                *sum = *sum + here;
-            }
-            let counts = sums.into_iter().map(|((tenant, function), counts)| (tenant, function, counts)).collect();
+            let counts = service.assignment.counts_by_function().into_iter();
+            let counts = counts.filter(|((tenant, _), _)| whose.includes(tenant));
+            let counts = counts.map(|((tenant, function), counts)| (tenant, function, counts)).collect();
             let text = service.board.text(&|tenant| whose.includes(tenant), counts);
             data(text, "application/openmetrics-text; version=1.0.0; charset=utf-8")
         }

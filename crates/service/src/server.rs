@@ -43,7 +43,7 @@ static LARGE_BODIES: Semaphore = Semaphore::const_new(2);
 const MOST_STREAMED_PARTS: usize = 4;
 /// Connections at once, and how long a head and a body may take.
 const MOST_CONNECTIONS: usize = 4096;
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+const HEAD_PATIENCE: Duration = Duration::from_mins(1);
 const IDLE_BEFORE_PROBES: Duration = Duration::from_mins(1);
 const BODY_PATIENCE: Duration = Duration::from_mins(2);
 /// Bodies that are being read take no more than this, in KiB: those of the API, and those of functions' URLs, which anybody may send.
@@ -90,7 +90,6 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener) {
 }
 
 async fn answer(service: &Arc<Service>, request: Request<Incoming>, peer: std::net::IpAddr) -> Answer {
-    let id = new_id();
     let (head, body) = request.into_parts();
     let host = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
     let host = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or("");
@@ -103,7 +102,7 @@ async fn answer(service: &Arc<Service>, request: Request<Incoming>, peer: std::n
         Err(error) => refuse(&error),
     };
     if !answer.headers().contains_key("x-amzn-requestid") {
-        set(&mut answer, "x-amzn-requestid", &id);
+        set(&mut answer, "x-amzn-requestid", &new_id());
     }
     answer
 }

@@ -1,6 +1,5 @@
 //! What the service is doing, for who looks at it: as JSON, for `snowmelt top`, `snowmelt fn ls` and the page.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -30,11 +29,7 @@ impl Whose {
 
 /// Everything, as it is at this moment. Times are in microseconds or seconds, as their names say; memory is in bytes.
 pub(crate) fn status(service: &Service, whose: &Whose) -> Value {
-    let mut counts: BTreeMap<(String, String), Counts> = BTreeMap::new();
-    for (key, here) in service.assignment.counts_by_key() {
-        let sum = counts.entry((key.tenant, key.function)).or_default();
-        *sum = *sum + here;
-    }
+    let counts = service.assignment.counts_by_function();
     let functions = service.registry.all();
     let functions: Vec<Value> = functions
         .iter()

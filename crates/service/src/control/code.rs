@@ -117,7 +117,7 @@ impl Act<'_> {
         match given {
             GivenCode::Image(uri) => Ok(Source::Image(uri)),
             GivenCode::Package { package, bytes } => {
-                turn.put(&self.input.tenant, function, &bytes).map_err(|error| {
+                turn.put(&self.input.tenant, function, &package.sha256, &bytes).map_err(|error| {
                     tracing::error!(%error, "a package is not kept");
                     ApiError::service("the package cannot be kept: the service's log says why")
                 })?;

@@ -89,8 +89,7 @@ fn times<'a, L: EncodeLabelSet + 'a>(
 ) -> Result<(), fmt::Error> {
     let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for (labels, times) in series {
-        let one = family.encode_family(&labels)?;
-        let mut one = one;
+        let mut one = family.encode_family(&labels)?;
         one.encode_histogram::<NoLabelSet>(times.sum_seconds(), times.count(), &times.coarse(), None)?;
     }
     Ok(())

@@ -10,7 +10,6 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::sigv4::hex;
 
 pub(crate) struct Packages {
     folder: PathBuf,
@@ -57,13 +56,12 @@ impl Packages {
 }
 
 impl Turn<'_> {
-    /// Keeps a package. Gives its SHA-256, as hexadecimal digits.
+    /// Keeps a package by its SHA-256, as hexadecimal digits.
     ///
     /// # Errors
     /// Those of the disk.
-    pub(crate) fn put(&self, tenant: &str, function: &str, package: &[u8]) -> io::Result<String> {
-        let sha256 = hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, package).as_ref());
-        let path = self.packages.path(tenant, function, &sha256);
+    pub(crate) fn put(&self, tenant: &str, function: &str, sha256: &str, package: &[u8]) -> io::Result<()> {
+        let path = self.packages.path(tenant, function, sha256);
         if !path.exists() {
             let folder = self.packages.of(tenant, function);
             std::fs::create_dir_all(&folder)?;
@@ -74,7 +72,7 @@ impl Turn<'_> {
             std::fs::rename(draft, path)?;
             File::open(folder)?.sync_all()?;
         }
-        Ok(sha256)
+        Ok(())
     }
 
     /// Removes those of a function that are not among these. One that stays costs room and nothing else.

@@ -178,9 +178,12 @@ async fn send(
     way: &mut Option<Way>,
     batch: &[Bytes],
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    if !matches!(way, Some(Way::Http(sender)) if sender.is_closed()) && way.is_some() {
-        // It is there still.
-    } else {
+    let is_there = match way {
+        Some(Way::Http(sender)) => !sender.is_closed(),
+        Some(Way::Tcp(_)) => true,
+        None => false,
+    };
+    if !is_there {
         *way = Some(connect(destination, namespace).await?);
     }
     match (way, destination) {
