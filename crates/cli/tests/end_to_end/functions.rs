@@ -85,8 +85,7 @@ refused("ResourceNotFoundException", lambda: invoke())
     );
     service.stop();
     world.assert_nothing_left();
-    let images = world.json(&["images"]);
-    assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+    world.assert_no_images();
 }
 
 #[test]
@@ -97,14 +96,6 @@ fn failures_of_functions_are_answers_in_lambdas_words() {
         &world,
         r#"
 create(Timeout=8)
-def fails(payload, kind, *words):
-    answer = invoke(payload)
-    assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled", answer
-    assert answer["Payload"]["errorType"] == kind, answer
-    for word in words:
-        assert word in answer["Payload"]["errorMessage"], (word, answer)
-    return answer
-
 failed = fails({"do": "fail"}, "ValueError", "as asked")
 assert "app.py" in "".join(failed["Payload"]["stackTrace"]), failed
 # A handler's error costs no sandbox; the end of the runtime does.

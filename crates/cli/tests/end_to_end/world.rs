@@ -342,6 +342,13 @@ impl World {
         self.wait_for_the_last_process();
     }
 
+    /// Fails the test if an image is in the store.
+    #[track_caller]
+    pub fn assert_no_images(&self) {
+        let images = self.json(&["images"]);
+        assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+    }
+
     /// Waits until every sandbox has ended, and ends the worker that the world has started.
     #[track_caller]
     pub fn wait_for_the_last_process(&self) {

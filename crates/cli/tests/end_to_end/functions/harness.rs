@@ -46,6 +46,14 @@ def settle():
                 return
         time.sleep(0.01)
 
+def fails(payload, kind, *words):
+    answer = invoke(payload)
+    assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled", answer
+    assert answer["Payload"]["errorType"] == kind, answer
+    for word in words:
+        assert word in answer["Payload"]["errorMessage"], (word, answer)
+    return answer
+
 def refused(code, call, *words):
     try:
         call()

@@ -111,8 +111,7 @@ for name in ["zipped", "own"]:
     world.assert_nothing_left();
     let kept: Vec<_> = std::fs::read_dir(world.path("cache/functions/packages/default")).unwrap().collect();
     assert!(kept.is_empty(), "{kept:?}");
-    let images = world.json(&["images"]);
-    assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+    world.assert_no_images();
 }
 
 #[test]

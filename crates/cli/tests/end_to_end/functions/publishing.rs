@@ -41,8 +41,7 @@ client.delete_function(FunctionName="hello")
     );
     service.stop();
     world.assert_nothing_left();
-    let images = world.json(&["images"]);
-    assert_eq!(images.as_array().map(Vec::len), Some(0), "{images}");
+    world.assert_no_images();
 }
 
 #[test]
