@@ -70,7 +70,7 @@ impl Client {
         } else if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
             answer.body = self.read_chunks(at)?;
         } else {
-            ensure!(status == 204 || status == 202, "an answer {status} without a length");
+            bail!("an answer {status} without a length");
         }
         Ok(answer)
     }

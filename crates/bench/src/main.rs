@@ -31,7 +31,7 @@ struct Arguments {
     /// Where the page goes; standard output without it.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these cases (cold, modes, warm, s3, reads, device, publish, memory, collect, dedup, suites, eviction, zone, starts, functions).
+    /// Only these cases (cold, modes, warm, s3, reads, device, publish, memory, collect, dedup, suites, eviction, zone, starts, invoke, cold-invoke, functions).
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
     /// Samples of each quick measurement; slow ones take a third.
@@ -76,7 +76,7 @@ impl Bench {
 type Case = fn(&Bench) -> Result<Vec<Section>>;
 
 /// Every case, in the order of the page.
-const CASES: [(&str, Case); 15] = [
+const CASES: [(&str, Case); 17] = [
     ("cold", cases::cold::measure),
     ("modes", cases::modes::measure),
     ("warm", cases::warm::measure),
@@ -91,7 +91,9 @@ const CASES: [(&str, Case); 15] = [
     ("eviction", cases::eviction::measure),
     ("zone", cases::zone::measure),
     ("starts", cases::starts::measure),
-    ("functions", cases::functions::measure),
+    ("invoke", cases::functions::warm::measure),
+    ("cold-invoke", cases::functions::cold::measure),
+    ("functions", cases::functions::many::measure),
 ];
 
 fn main() -> Result<()> {
@@ -127,19 +129,24 @@ fn main() -> Result<()> {
             for section in case(&bench).with_context(|| format!("case {name}"))? {
                 page.add(&section);
             }
+            // What was measured is not lost where a later case fails.
+            if let Some(file) = &arguments.output {
+                write(file, &page)?;
+            }
         }
     }
-    match arguments.output {
-        Some(file) => {
-            if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                std::fs::create_dir_all(parent)?;
-            }
-            std::fs::write(&file, page.text()).with_context(|| format!("writing {}", file.display()))?;
-            eprintln!("written: {}", file.display());
-        }
+    match &arguments.output {
+        Some(file) => eprintln!("written: {}", file.display()),
         None => print!("{}", page.text()),
     }
     Ok(())
+}
+
+fn write(file: &Path, page: &report::Page) -> Result<()> {
+    if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::write(file, page.text()).with_context(|| format!("writing {}", file.display()))
 }
 
 fn case_names() -> String {

@@ -1,8 +1,8 @@
 //! Functions: what an invocation costs when a sandbox waits, when none does, and with many functions on one machine.
 
-mod cold;
-mod many;
-mod warm;
+pub(crate) mod cold;
+pub(crate) mod many;
+pub(crate) mod warm;
 mod watch;
 
 use std::path::PathBuf;
@@ -12,14 +12,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 
 use crate::Bench;
-use crate::report::{Section, seconds};
-
-pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
-    let mut sections = warm::measure(bench)?;
-    sections.extend(cold::measure(bench)?);
-    sections.extend(many::measure(bench)?);
-    Ok(sections)
-}
+use crate::report::seconds;
 
 /// The layout of the images that functions are measured with.
 fn layout(bench: &Bench) -> Result<PathBuf> {

@@ -120,7 +120,7 @@ impl<'a> World<'a> {
     }
 }
 
-pub(super) fn measure(bench: &Bench) -> Result<Vec<Section>> {
+pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
     let layout = super::layout(bench)?;
     let image = format!("{}:big", layout.display());
     let bundle = bench.path("big");

@@ -90,7 +90,7 @@ impl Way {
     }
 }
 
-pub(super) fn measure(bench: &Bench) -> Result<Vec<Section>> {
+pub(crate) fn measure(bench: &Bench) -> Result<Vec<Section>> {
     let place = bench.place("functions-warm")?;
     let cache = bench.path("functions-warm-cache");
     let service = Service::start(bench, bench.snowmelt(&place, &cache), &[])?;
