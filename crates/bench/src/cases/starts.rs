@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
+use self::running::memory_of;
+pub(super) use self::running::proportional_set;
 use self::running::{Memory, Running};
-pub(super) use self::running::{memory_of, proportional_set};
 use super::cold::Logs;
 use crate::Bench;
 use crate::measure::Samples;

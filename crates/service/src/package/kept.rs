@@ -10,7 +10,6 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-
 pub(crate) struct Packages {
     folder: PathBuf,
     /// Held from when a package is put until its function says that it needs it, and while those that nobody needs are removed.

@@ -13,7 +13,7 @@ use rand_chacha::rand_core::SeedableRng as _;
 use serde_json::Value;
 
 use crate::Bench;
-use crate::cases::starts::{memory_of, proportional_set};
+use crate::cases::starts::proportional_set;
 use crate::functions::{self, Service};
 use crate::report::{Section, bytes, seconds};
 use crate::tiers::Machine;
@@ -173,13 +173,15 @@ fn memory_now(kind: &str, machine: &Machine<'_>, service: &Service) -> Result<Ve
     let hosts = children(service.id())?;
     let hosts: Vec<i32> =
         hosts.into_iter().filter(|host| argument(*host).is_some_and(|word| word == "function-host")).collect();
+    // One that ends meanwhile has no size.
+    let sizes =
+        |processes: &[i32]| processes.iter().filter_map(|pid| proportional_set(*pid).ok()).collect::<Vec<u64>>();
     let mut containers = Vec::new();
     for host in &hosts {
         let mut below = Vec::new();
-        descend(*host, &mut below)?;
-        let sizes = below.into_iter().filter(|pid| !agents.contains(pid)).map(proportional_set);
-        // One that ends meanwhile has no size.
-        containers.push(sizes.filter_map(Result::ok).sum::<u64>());
+        descend(*host, &mut below);
+        below.retain(|pid| !agents.contains(pid));
+        containers.push(sizes(&below).iter().sum::<u64>());
     }
     let mean = |sizes: &[u64]| bytes(sizes.iter().sum::<u64>() as f64 / sizes.len().max(1) as f64);
     Ok(vec![
@@ -187,8 +189,8 @@ fn memory_now(kind: &str, machine: &Machine<'_>, service: &Service) -> Result<Ve
         hosts.len().to_string(),
         bytes(proportional_set(service.id())? as f64),
         bytes(proportional_set(machine.worker()?.id())? as f64),
-        bytes(memory_of(&agents)?.0 as f64),
-        bytes(memory_of(&hosts)?.0 as f64),
+        mean(&sizes(&agents)),
+        mean(&sizes(&hosts)),
         mean(&containers),
     ])
 }
@@ -202,12 +204,11 @@ fn children(process: i32) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-fn descend(process: i32, found: &mut Vec<i32>) -> Result<()> {
+fn descend(process: i32, found: &mut Vec<i32>) {
     for child in children(process).unwrap_or_default() {
         found.push(child);
-        descend(child, found)?;
+        descend(child, found);
     }
-    Ok(())
 }
 
 /// A process's first argument.

@@ -90,7 +90,7 @@ pub(super) struct Memory {
 }
 
 /// Mean and most of some processes.
-pub(crate) fn memory_of(processes: &[i32]) -> Result<(u64, u64)> {
+pub(super) fn memory_of(processes: &[i32]) -> Result<(u64, u64)> {
     let each: Vec<u64> = processes.iter().map(|process| proportional_set(*process)).collect::<Result<_>>()?;
     let most = each.iter().copied().max().context("there are processes")?;
     Ok((each.iter().sum::<u64>() / each.len() as u64, most))
