@@ -11,6 +11,7 @@
 //! - the command ends: the runtime ends with its status, which is passed on; the agent unmounts and ends;
 //! - this process is killed: the agent sees its input end, kills runtime and container, unmounts, removes the state;
 //! - the agent is killed: this process sees its output end, kills the container and removes the state;
+//! - the runtime ends once the command runs, where it is to ([`RunSpec::detach_runtime`]): the command is then watched in its place;
 //! - the runtime is killed: as if the command had ended, and the container is killed;
 //! - several of them are killed: the next command removes what is left ([`StateDir::cleanup_stale`]).
 //!
@@ -157,6 +158,12 @@ impl<'a> Run<'a> {
         let cgroups = CgroupVersion::probe();
         oci::check_limits(spec, cgroups)?;
         check_terminal(spec)?;
+        if spec.detach_runtime && (spec.tty || spec.interactive || spec.stats) {
+            return Err(Error::invalid(
+                "run",
+                "a command that the runtime leaves has no terminal, no input and no figures",
+            ));
+        }
         let runtime = Runtime::choose(cgroups, &state.runtime_state())?;
         let mut sandbox = Sandbox {
             state,
@@ -231,6 +238,12 @@ impl<'a> Run<'a> {
     /// Removes the sandbox. What cannot be removed stays recorded for the next command, and does not change how this one
     /// went.
     fn clean_up(&mut self, has_agent_stopped: bool) {
+        // One that has left the command leaves more.
+        if self.spec.detach_runtime
+            && let Err(error) = self.runtime.delete(&self.sandbox.record.container())
+        {
+            eprintln!("snowmelt: warning: {error}");
+        }
         let leftovers = match (has_agent_stopped, self.spec.stats) {
             // The agent takes down and removes the rest. A command need not wait for that to end.
             (true, false) => {
@@ -331,6 +344,9 @@ impl<'a> Run<'a> {
             }
             let has_agent_died = ready.report && !self.agent.reports.fill()?;
             if ready.exit {
+                if self.container.follow_command()? {
+                    continue;
+                }
                 let result = self.container.exit_code(&self.runtime, command, &self.spec.image);
                 // Without its files a command fails; one that succeeded did not miss them.
                 return if has_agent_died && !matches!(result, Ok(0)) { Err(self.agent_died()) } else { result };

@@ -185,6 +185,8 @@ fn spec(config: &HostConfig, namespace: &Namespace) -> RunSpec {
         own_names: vec!["sandbox.localdomain".into(), "sandbox".into()],
         memory_bytes: Some(u64::from(config.memory_mb) << 20),
         cpus: Some(config.cpus),
+        // What was written before an answer is in the pipe when that comes.
+        detach_runtime: true,
         ..RunSpec::default()
     }
 }

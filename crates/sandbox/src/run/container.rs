@@ -1,13 +1,13 @@
 //! The runtime's process: started before there is a root file system, given its configuration when there is.
 
 use std::io::{IsTerminal, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use nix::libc;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::output::Output;
@@ -20,6 +20,10 @@ pub(super) struct Container {
     pub(super) process: Child,
     pub(super) pidfd: OwnedFd,
     pub(super) configuration: Option<(std::io::PipeReader, std::io::PipeWriter)>,
+    /// Where the runtime writes which process the command is, before it leaves that and ends.
+    process_file: Option<PathBuf>,
+    /// The command, once the runtime has left it: then the descriptor is its, and it is this process's child.
+    command: Option<Pid>,
     /// Its reading end, which must be there until the runtime has opened it.
     reader: Option<std::io::PipeReader>,
     log: PathBuf,
@@ -44,7 +48,15 @@ impl Container {
             .map_err(|source| Error::io("make", link.display(), source))?;
         let log = bundle.join("runtime.log");
         let mut command = runtime.command();
-        command.arg("--log").arg(&log).args(["--log-format", "json", "run", "--bundle"]).arg(bundle).arg(name);
+        command.arg("--log").arg(&log).args(["--log-format", "json", "run"]);
+        let process_file = spec.detach_runtime.then(|| bundle.join("process"));
+        if let Some(file) = &process_file {
+            command.args(["--detach", "--pid-file"]).arg(file);
+            // What the runtime leaves is this process's then, whose status nobody else can have.
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+                .map_err(|source| Error::io("adopt", "what the runtime starts", source))?;
+        }
+        command.arg("--bundle").arg(bundle).arg(name);
         let reads_terminal = spec.interactive && std::io::stdin().is_terminal();
         command.stdin(if spec.interactive { Stdio::inherit() } else { Stdio::null() });
         // A terminal that it does not read is not this one: see `terminal`.
@@ -62,6 +74,8 @@ impl Container {
             process,
             pidfd,
             configuration: Some((reader, writer)),
+            process_file,
+            command: None,
             reader: None,
             log,
             in_our_group,
@@ -84,6 +98,24 @@ impl Container {
         // The runtime sees the end when the last writer is gone, and may not have opened the reader yet.
         self.reader = Some(reader);
         Ok(())
+    }
+
+    /// The watched process has ended: where that is a runtime that leaves the command, watches the command from now on. False for an end.
+    pub(super) fn follow_command(&mut self) -> Result<bool, Error> {
+        let Some(file) = self.process_file.take() else { return Ok(false) };
+        let status = self.process.wait().map_err(|source| Error::io("wait for", "the runtime", source))?;
+        if !status.success() {
+            return Ok(false);
+        }
+        let text = std::fs::read_to_string(&file).map_err(|source| Error::io("read", file.display(), source))?;
+        let process = text.trim().parse().ok().and_then(Pid::from_raw).ok_or_else(|| {
+            Error::io("read", file.display(), std::io::Error::other(format!("{text:?} is no process")))
+        })?;
+        // One that has ended already is there until it was waited for.
+        self.pidfd =
+            pidfd_open(process, PidfdFlags::empty()).map_err(|source| Error::io("watch", "the command", source))?;
+        self.command = Some(process);
+        Ok(true)
     }
 
     /// Passes a signal on.
@@ -123,13 +155,27 @@ impl Container {
         self.configuration = None;
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = self.process.wait();
+        if self.command.is_some() {
+            let _ = self.command_status();
+        }
         if let Err(error) = runtime.delete(name) {
             eprintln!("snowmelt: {error}");
         }
     }
 
-    /// The command's status, once the runtime has ended.
+    /// How the command has ended that the runtime left.
+    fn command_status(&self) -> std::io::Result<u8> {
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        let code =
+            status.and_then(|status| status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)));
+        Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    }
+
+    /// The command's status, once the runtime has ended, or the command where the runtime left it.
     pub(super) fn exit_code(&mut self, runtime: &Runtime, command: &str, image: &str) -> Result<u8, Error> {
+        if self.command.is_some() {
+            return self.command_status().map_err(|source| Error::io("wait for", "the command", source));
+        }
         let status = self.process.wait().map_err(|source| Error::io("wait for", "the runtime", source))?;
         if let Some(signal) = status.signal() {
             // Once it has a command, a runtime passes these on and does not die of them.

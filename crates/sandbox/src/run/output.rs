@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -59,7 +59,11 @@ impl Output {
     /// Sets the streams of the runtime that is about to be started, and that writes its log to `log`.
     pub(super) fn prepare(&mut self, command: &mut Command, spec: &RunSpec, log: &Path) -> Result<(), Error> {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
-        command.stderr(self.pipe(STDERR, stderr.as_fd(), Some(log.to_owned()))?);
+        if spec.detach_runtime {
+            command.stderr(own(stderr.as_fd(), STDERR)?);
+        } else {
+            command.stderr(self.pipe(STDERR, stderr.as_fd(), Some(log.to_owned()))?);
+        }
         #[cfg(test)]
         if let Some(file) = self.captured.take() {
             command.stdout(file);
@@ -71,6 +75,9 @@ impl Output {
                 self.add(STDOUT, between.output()?, stdout.as_fd(), None)?;
                 self.between = Some(between);
                 command.stdout(theirs);
+            }
+            _ if spec.detach_runtime => {
+                command.stdout(own(stdout.as_fd(), STDOUT)?);
             }
             (false, _) if spec.stats || !is_pipe(stdout.as_fd()) => {
                 command.stdout(self.pipe(STDOUT, stdout.as_fd(), None)?);
@@ -118,6 +125,18 @@ impl Output {
         }
         (first, result)
     }
+}
+
+/// A stream as the command is to have it with nothing in between. What the command sets on a pipe's end, such as not to wait where it is
+/// full, is not for this process's end.
+fn own(stream: BorrowedFd<'_>, name: &'static str) -> Result<OwnedFd, Error> {
+    let own = if rustix::fs::fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+        let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
+        File::options().write(true).open(path).map(OwnedFd::from)
+    } else {
+        stream.try_clone_to_owned()
+    };
+    own.map_err(|source| Error::io("use", name, source))
 }
 
 /// Whether a stream has somebody who reads it at the other end.

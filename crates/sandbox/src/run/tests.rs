@@ -65,6 +65,10 @@ impl Fixture {
         let (document, _) = oci::configuration(&inputs).unwrap();
         container.configure(&document).unwrap();
         assert!(crate::identity::wait_readable(&container.pidfd, Duration::from_mins(1)), "the command ends");
+        if container.follow_command().unwrap() {
+            assert!(spec.detach_runtime);
+            assert!(crate::identity::wait_readable(&container.pidfd, Duration::from_mins(1)), "the command ends");
+        }
         let result = container.exit_code(&runtime, command[0], "image");
         let output = std::fs::read_to_string(&captured).unwrap();
         self.state.dismantle(&record, Leftovers::Any).unwrap();
@@ -91,6 +95,22 @@ fn statuses_are_those_of_docker_run() {
     assert_eq!(code(&["/no/such/program"]), 127);
     assert_eq!(code(&["/plain/file"]), 126);
     assert_eq!(code(&["/plain"]), 126);
+}
+
+#[test]
+fn a_command_that_the_runtime_leaves_ends_with_the_same_statuses() {
+    let fixture = Fixture::new();
+    let detached = || RunSpec { detach_runtime: true, ..RunSpec::default() };
+    let code = |command: &[&str]| match fixture.run(detached(), command).result {
+        Ok(code) => code,
+        Err(error) => error.exit_code(),
+    };
+    assert_eq!(code(&["sh", "-c", "exit 0"]), 0);
+    assert_eq!(code(&["sh", "-c", "exit 7"]), 7);
+    // A signal by its own hand does not end the first process of a container.
+    assert_eq!(code(&["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]), 137);
+    assert_eq!(code(&["no-such-program"]), 127);
+    assert_eq!(code(&["/plain/file"]), 126);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What memory the container takes, as its cgroup says.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -9,13 +11,17 @@ const NOW: [&str; 2] = ["memory.usage_in_bytes", "memory.current"];
 
 /// The most memory that the container's processes had, in MB; 0 where that cannot be told.
 pub(super) fn memory_used_mb() -> u64 {
-    // A host has one container. To find its cgroup takes longer than many an invocation.
-    static FILE: OnceLock<PathBuf> = OnceLock::new();
-    let file = FILE.get().cloned().or_else(|| {
-        let found = file_of_container(PEAK)?;
-        Some(FILE.get_or_init(|| found).clone())
+    // A host has one container. To find its cgroup takes longer than many an invocation, and so does opening its file.
+    static FILE: OnceLock<File> = OnceLock::new();
+    let file = FILE.get().or_else(|| {
+        let found = File::open(file_of_container(PEAK)?).ok()?;
+        Some(FILE.get_or_init(|| found))
     });
-    let used = file.and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
+    let used = file.and_then(|file| {
+        let mut text = [0; 32];
+        let count = file.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..count]).ok()?.trim().parse::<u64>().ok()
+    });
     used.unwrap_or(0) / (1 << 20)
 }
 
@@ -43,8 +49,9 @@ fn file_of_container(names: [&str; 2]) -> Option<PathBuf> {
         });
         groups.find(|file| Path::new(file).exists())
     };
-    // This process starts the runtime, and that the container's first process, in a group of its own.
+    // The container's first process, in a group of its own: this one's child, or the runtime's until that has left it.
     let own = file("self");
-    let below = children("self").iter().flat_map(|child| children(child)).collect::<Vec<_>>();
+    let mut below = children("self");
+    below.extend(below.clone().iter().flat_map(|child| children(child)));
     below.iter().filter_map(|pid| file(pid)).find(|found| own.as_ref() != Some(found)).map(PathBuf::from)
 }
