@@ -20,6 +20,9 @@ use self::usage::Usage;
 use crate::api::ApiError;
 use crate::hosts::Host;
 
+/// A sandbox that has answered asks for more so soon that whoever comes between waits for it.
+pub(crate) const RETURNS_WITHIN: Duration = Duration::from_millis(10);
+
 /// Starts are counted over so long.
 const BURST_WINDOW: Duration = Duration::from_secs(10);
 
@@ -85,6 +88,8 @@ pub(crate) enum Phase {
     Starting,
     Idle,
     Busy,
+    /// Its invocation has its answer, and it has not asked for another yet.
+    Answered,
 }
 
 #[derive(Default)]
@@ -111,6 +116,9 @@ struct Pool {
     /// The last is the one that was used last: the others grow old.
     idle: Vec<Idle>,
     busy: usize,
+    answered: usize,
+    /// When one has answered last.
+    last_answer: Option<Instant>,
     starting: usize,
     /// Of those, such that are to be kept: nobody waits for them, since they may take long to begin.
     starting_kept: usize,
@@ -138,11 +146,17 @@ impl Pool {
     }
 
     fn counts(&self) -> Counts {
-        Counts { idle: self.idle.len(), busy: self.busy, starting: self.starting, waiting: self.waiting.len() }
+        Counts {
+            idle: self.idle.len(),
+            busy: self.busy,
+            answered: self.answered,
+            starting: self.starting,
+            waiting: self.waiting.len(),
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.idle.is_empty() && self.busy == 0 && self.starting == 0 && self.waiting.is_empty()
+        self.counts() == Counts::default()
     }
 
     fn forget_old_starts(&mut self, now: Instant) {
@@ -154,6 +168,18 @@ impl Pool {
     /// How many are being started for those who wait.
     fn coming(&self) -> usize {
         self.starting.saturating_sub(self.starting_kept)
+    }
+
+    /// How many will be free at once.
+    fn returning(&self, now: Instant) -> usize {
+        let is_recent = self.last_answer.is_some_and(|at| now.duration_since(at) < RETURNS_WITHIN);
+        if is_recent { self.answered } else { 0 }
+    }
+
+    /// Whether there may be one more sandbox where there may be so many that run at once: one that has answered counts until it is free.
+    fn may_grow(&self, reserved: Option<u32>) -> bool {
+        let used = self.busy + self.answered + self.coming();
+        reserved.is_none_or(|reserved| used < reserved as usize)
     }
 
     /// Whether those who wait need another sandbox; it counts as starting then.
@@ -172,6 +198,7 @@ impl Pool {
 pub(crate) struct Counts {
     pub(crate) idle: usize,
     pub(crate) busy: usize,
+    pub(crate) answered: usize,
     pub(crate) starting: usize,
     pub(crate) waiting: usize,
 }
@@ -183,6 +210,7 @@ impl std::ops::Add for Counts {
         Self {
             idle: self.idle + other.idle,
             busy: self.busy + other.busy,
+            answered: self.answered + other.answered,
             starting: self.starting + other.starting,
             waiting: self.waiting + other.waiting,
         }
@@ -213,6 +241,7 @@ impl State {
                 pool.busy = pool.busy.saturating_sub(1);
                 self.usage.end(&member.key);
             }
+            Phase::Answered => pool.answered = pool.answered.saturating_sub(1),
         }
         Some(member)
     }
@@ -253,8 +282,9 @@ impl Assignment {
             return Ok(Got::Warm(host));
         }
         pool.forget_old_starts(now);
-        let needs_one = pool.coming() <= pool.waiting.len();
-        if needs_one && pool.starts.len() >= limits.burst && pool.coming() == 0 && pool.busy == 0 {
+        let needs_one = pool.coming() + pool.returning(now) <= pool.waiting.len() && pool.may_grow(usage.reserved(key));
+        let has_none = pool.coming() == 0 && pool.busy == 0 && pool.answered == 0;
+        if needs_one && pool.starts.len() >= limits.burst && has_none {
             return Err(ApiError::throttled("FunctionInvocationRateLimitExceeded", 1));
         }
         let (sender, receiver) = oneshot::channel();
@@ -302,6 +332,19 @@ impl Assignment {
         pool.starting += 1;
         pool.starting_kept += usize::from(is_provisioned);
         state.enter(sandbox, Member { key: key.clone(), phase: Phase::Starting, is_provisioned });
+    }
+
+    /// It has answered, and waits for an invocation soon: its invocation counts no more.
+    pub(crate) fn answered(&self, sandbox: &str, now: Instant) {
+        let mut state = self.lock();
+        if state.of.get(sandbox).is_none_or(|member| member.phase != Phase::Busy) {
+            return;
+        }
+        let Some(member) = state.leave(sandbox) else { return };
+        let pool = state.pools.entry(member.key.clone()).or_default();
+        pool.answered += 1;
+        pool.last_answer = Some(now);
+        state.enter(sandbox, Member { phase: Phase::Answered, ..member });
     }
 
     /// It waits for an invocation. True if somebody is given it at once.
@@ -369,19 +412,31 @@ impl Assignment {
         }
     }
 
-    /// Those who wait and could not have a sandbox started for them, since there had been too many: one of each kind may have one now.
+    /// Those who wait and had no sandbox started for them, since there had been too many starts, or one was about to be free that is not: what
+    /// is to be started for them.
     pub(crate) fn overdue(&self, burst: usize, now: Instant) -> Vec<Key> {
         let mut state = self.lock();
+        let State { pools, usage, .. } = &mut *state;
         let mut found = Vec::new();
-        for (key, pool) in &mut state.pools {
+        for (key, pool) in pools {
             pool.forget_old_starts(now);
-            while pool.starts.len() < burst && pool.waiting.len() > pool.coming() {
+            while pool.starts.len() < burst
+                && pool.waiting.len() > pool.coming() + pool.returning(now)
+                && pool.may_grow(usage.reserved(key))
+            {
                 pool.starting += 1;
                 pool.starts.push_back(now);
                 found.push(key.clone());
             }
         }
         found
+    }
+
+    /// Whether those who wait can have nothing but what others are at, by the function's own limit.
+    pub(crate) fn is_at_limit(&self, key: &Key) -> bool {
+        let state = self.lock();
+        let pool = state.pools.get(key);
+        pool.is_some_and(|pool| pool.waiting.len() > pool.coming() && !pool.may_grow(state.usage.reserved(key)))
     }
 
     /// What there are pools of.

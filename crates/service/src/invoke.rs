@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::Qualifier;
 use crate::api::ApiError;
-use crate::assignment::{Got, Key, StartFailure, Wish};
+use crate::assignment::{Got, Key, RETURNS_WITHIN, StartFailure, Wish};
 use crate::hosts::Host;
 use crate::link::{Invocation, ToHost};
 use crate::measures::Timing;
@@ -231,11 +231,30 @@ impl Service {
         }
         match self.assignment.acquire(key, &self.limits, Instant::now())? {
             Got::Warm(host) => Ok(Ok((host, false))),
-            Got::Later(waiting, wish) => {
+            Got::Later(mut waiting, wish) => {
+                let (mut soon, mut is_refused) = (None, false);
                 if wish == Wish::Start {
                     self.start_sandbox(key.clone(), version.clone(), StartFor::Invocation);
+                } else {
+                    // One that has answered asks for more at once, or does not.
+                    soon = tokio::time::timeout(RETURNS_WITHIN, &mut waiting).await.ok();
                 }
-                let assigned = waiting.await.map_err(|_| ApiError::service("no sandbox came"))?;
+                if soon.is_none() && wish == Wish::Nothing {
+                    self.start_overdue();
+                    is_refused = self.assignment.is_at_limit(key);
+                    if is_refused {
+                        // What was given to it at this moment is its own still.
+                        waiting.close();
+                    }
+                }
+                let assigned = if let Some(assigned) = soon { assigned } else { waiting.await };
+                let assigned = assigned.map_err(|_| {
+                    if is_refused {
+                        ApiError::throttled("ReservedFunctionConcurrentInvocationLimitExceeded", 1)
+                    } else {
+                        ApiError::service("no sandbox came")
+                    }
+                })?;
                 Ok(assigned.map(|host| (host, true)))
             }
         }

@@ -87,7 +87,7 @@ fn show(service: &Service, function: &Function, counts: Counts) -> Value {
         "reserved_concurrency": function.reserved_concurrency,
         "modified": configuration["LastModified"],
         "versions": function.versions.len(),
-        "sandboxes": { "idle": counts.idle, "busy": counts.busy, "starting": counts.starting },
+        "sandboxes": { "idle": counts.idle, "busy": counts.busy + counts.answered, "starting": counts.starting },
         "waiting": counts.waiting,
         "measures": measures.unwrap_or_default().show(),
     })
@@ -114,7 +114,7 @@ fn sandboxes(service: &Service, whose: &Whose) -> (Vec<Value>, Value) {
                 "phase": match phase {
                     Phase::Starting => "starting",
                     Phase::Idle => "idle",
-                    Phase::Busy => "busy",
+                    Phase::Busy | Phase::Answered => "busy",
                 },
                 "age_seconds": age.as_secs_f64(),
                 "invocations": invocations,

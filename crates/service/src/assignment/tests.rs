@@ -73,7 +73,7 @@ fn who_waits_takes_whichever_sandbox_is_free_first() {
     assert_eq!(given(&mut second), Some(host.sandbox.clone()));
     let (late, is_given) = place.started("f");
     assert!(!is_given);
-    assert_eq!(place.counts(), Counts { idle: 1, busy: 1, starting: 0, waiting: 0 });
+    assert_eq!(place.counts(), Counts { idle: 1, busy: 1, ..Counts::default() });
     assert_eq!(place.warm("f").sandbox, late.sandbox);
 }
 
@@ -86,7 +86,55 @@ fn no_more_start_than_wait() {
         place.started("f");
     }
     assert!(waiting.iter_mut().all(|(receiver, _)| given(receiver).is_some()));
-    assert_eq!(place.counts(), Counts { idle: 0, busy: 4, starting: 0, waiting: 0 });
+    assert_eq!(place.counts(), Counts { busy: 4, ..Counts::default() });
+}
+
+#[test]
+fn one_that_has_answered_is_waited_for_before_another_is_started() {
+    let mut place = Place::new();
+    let (mut first, _) = place.wait("f");
+    let (host, _) = place.started("f");
+    assert!(given(&mut first).is_some());
+    place.assignment.answered(&host.sandbox, place.now);
+    // Its invocation counts no more, and who comes before it asks has it.
+    assert_eq!(place.counts(), Counts { answered: 1, ..Counts::default() });
+    let (mut second, wish) = place.wait("f");
+    assert_eq!(wish, Wish::Nothing);
+    assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
+    assert!(place.assignment.free(&host, place.now));
+    assert_eq!(given(&mut second), Some(host.sandbox.clone()));
+    // One that does not ask soon is waited for no longer, and a second caller gets another at once.
+    place.assignment.answered(&host.sandbox, place.now);
+    assert_eq!(place.wait("f").1, Wish::Nothing);
+    assert_eq!(place.wait("f").1, Wish::Start);
+    place.now += RETURNS_WITHIN;
+    assert_eq!(place.assignment.overdue(LIMITS.burst, place.now), [key("f")]);
+    assert_eq!(place.counts(), Counts { answered: 1, starting: 2, waiting: 2, ..Counts::default() });
+    // What is told late or twice changes nothing.
+    place.assignment.answered(&host.sandbox, place.now);
+    place.assignment.answered("nobody", place.now);
+    assert_eq!(place.counts(), Counts { answered: 1, starting: 2, waiting: 2, ..Counts::default() });
+    assert!(place.assignment.gone(&host.sandbox, None).is_some());
+    assert_eq!(place.counts(), Counts { starting: 2, waiting: 2, ..Counts::default() });
+}
+
+#[test]
+fn no_more_sandboxes_run_than_are_reserved_while_one_is_not_free_yet() {
+    let mut place = Place::new();
+    place.set_aside("f", Some(1), 0);
+    drop(place.wait("f"));
+    let (host, _) = place.started("f");
+    place.warm("f");
+    place.assignment.answered(&host.sandbox, place.now);
+    let (mut next, wish) = place.wait("f");
+    assert_eq!(wish, Wish::Nothing);
+    place.now += 10 * RETURNS_WITHIN;
+    assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
+    assert!(place.assignment.is_at_limit(&key("f")));
+    // Whoever waits on is given it all the same.
+    assert!(place.assignment.free(&host, place.now));
+    assert!(!place.assignment.is_at_limit(&key("f")));
+    assert_eq!(given(&mut next), Some(host.sandbox));
 }
 
 #[test]
@@ -175,7 +223,7 @@ fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
     let (_, wish) = place.assignment.gone(&host.sandbox, None).unwrap();
     assert_eq!(wish, Wish::Nothing);
     assert!(!place.assignment.free(&host, place.now));
-    assert_eq!(place.counts(), Counts { idle: 0, busy: 0, starting: 1, waiting: 1 });
+    assert_eq!(place.counts(), Counts { starting: 1, waiting: 1, ..Counts::default() });
 }
 
 #[test]
@@ -289,7 +337,7 @@ fn what_is_kept_is_taken_first_and_not_ended() {
 
 proptest::proptest! {
     #[test]
-    fn what_is_counted_is_what_there_is(steps in proptest::collection::vec((0_u8..8, 0_u8..6), 0..200)) {
+    fn what_is_counted_is_what_there_is(steps in proptest::collection::vec((0_u8..9, 0_u8..6), 0..200)) {
         let place = Place::new();
         let mut waiting = Vec::new();
         let name = |number: u8| format!("s{number}");
@@ -305,6 +353,7 @@ proptest::proptest! {
                 3 => drop(place.assignment.free(&Host::nowhere(&name(which)), place.now)),
                 4 => drop(place.assignment.gone(&name(which), Some(&StartFailure::new("", "", "why".into())))),
                 5 => drop(waiting.pop()),
+                7 => place.assignment.answered(&name(which), place.now),
                 6 => place.assignment.set_aside("t", &function.function, Aside { reserved: (which > 2).then_some(u32::from(which)), provisioned: 2 }),
                 _ => drop(place.assignment.reap(LIMITS.idle, place.now + LIMITS.idle, &|_| Some(1))),
             }

@@ -83,6 +83,11 @@ impl Usage {
         self.change(tenant, function, |function| function.aside = aside);
     }
 
+    /// How many of a function may run at once, if that is limited.
+    pub(super) fn reserved(&self, key: &Key) -> Option<u32> {
+        self.0.get(&key.tenant)?.functions.get(&key.function)?.aside.reserved
+    }
+
     /// Whether one more may run, of so many of a tenant.
     ///
     /// # Errors

@@ -120,7 +120,9 @@ impl Collector for Moment {
         let mut family =
             encoder.encode_descriptor("sandboxes", "Sandboxes, by what they do.", None, MetricType::Gauge)?;
         for (FunctionLabels { tenant, function }, counts) in &self.counts {
-            for (state, count) in [("idle", counts.idle), ("busy", counts.busy), ("starting", counts.starting)] {
+            for (state, count) in
+                [("idle", counts.idle), ("busy", counts.busy + counts.answered), ("starting", counts.starting)]
+            {
                 let labels = DoingLabels { tenant: tenant.clone(), function: function.clone(), state };
                 ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
             }
