@@ -17,6 +17,8 @@ use crate::service::Service;
 
 /// Messages for a host that does not read them yet.
 const MOST_WAITING: usize = 64;
+/// So much of a log is written at once, even where more is there.
+const MOST_LINES: usize = 64 << 10;
 /// How long a host may take to end by itself: with extensions it takes two seconds.
 const KILL_AFTER: Duration = Duration::from_secs(4);
 
@@ -116,9 +118,22 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
             }
         }
     });
+    // Of the log, what has come and is not written yet.
+    let mut lines = Vec::new();
     loop {
         match link::receive::<FromHost>(&mut from).await {
+            Ok(Some((FromHost::Log, body))) => {
+                lines.extend_from_slice(&body);
+                // What came with it is here already: mostly more lines.
+                if from.buffer().is_empty() || lines.len() > MOST_LINES {
+                    service.logged(&host, &std::mem::take(&mut lines));
+                }
+            }
             Ok(Some((message, body))) => {
+                // Who hears of an invocation's end finds its lines.
+                if !lines.is_empty() {
+                    service.logged(&host, &std::mem::take(&mut lines));
+                }
                 let is_last = matches!(message, FromHost::Exited { .. });
                 service.said(&host, message, body).await;
                 if is_last {
@@ -131,6 +146,9 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
                 break;
             }
         }
+    }
+    if !lines.is_empty() {
+        service.logged(&host, &lines);
     }
     speak.abort();
     service.host_gone(&host);

@@ -376,6 +376,7 @@ impl Service {
         {
             sandbox.invocation = None;
         }
+        self.assignment.answered(&host.sandbox, Instant::now());
     }
 
     /// It asks for the how many-th time; what is heard twice counts once.
@@ -539,9 +540,7 @@ async fn reap(service: std::sync::Weak<Service>) {
         service.end_late();
         service.board.retain(|tenant, function| service.registry.find(tenant, function).is_some());
         service.provision();
-        for key in service.assignment.overdue(service.limits.burst, Instant::now()) {
-            service.follow(Some((key, Wish::Start)), StartFor::Invocation);
-        }
+        service.start_overdue();
         let keys = service.assignment.keys().into_iter();
         let current: HashMap<Key, usize> = keys.filter_map(|key| Some((key.clone(), service.kept(&key)?))).collect();
         let kept = |key: &Key| current.get(key).copied();
@@ -552,6 +551,13 @@ async fn reap(service: std::sync::Weak<Service>) {
 }
 
 impl Service {
+    /// Starts sandboxes for those who could not have any until now.
+    pub(crate) fn start_overdue(self: &Arc<Self>) {
+        for key in self.assignment.overdue(self.limits.burst, Instant::now()) {
+            self.follow(Some((key, Wish::Start)), StartFor::Invocation);
+        }
+    }
+
     /// How many sandboxes of a kind are kept whether they are needed or not; `None` where the function has not any more what they run.
     pub(crate) fn kept(&self, key: &Key) -> Option<usize> {
         let function = self.registry.find(&key.tenant, &key.function)?;
@@ -589,6 +595,14 @@ impl Service {
         self.ended(&host.sandbox, "its host ended");
     }
 
+    /// It gives lines of its function's log.
+    pub(crate) fn logged(&self, host: &Host, lines: &[u8]) {
+        let key = self.sandboxes.lock().get(&host.sandbox).map(|sandbox| sandbox.key.clone());
+        if let Some(key) = key {
+            self.log(&key.tenant, &key.function, lines);
+        }
+    }
+
     /// It says something.
     pub(crate) async fn said(self: &Arc<Self>, host: &Host, message: FromHost, body: Bytes) {
         match message {
@@ -611,12 +625,7 @@ impl Service {
                 self.is_done(host, &id);
                 self.answer(&id, Piece::Failed { kind, body, tail }).await;
             }
-            FromHost::Log => {
-                let key = self.sandboxes.lock().get(&host.sandbox).map(|sandbox| sandbox.key.clone());
-                if let Some(key) = key {
-                    self.log(&key.tenant, &key.function, &body);
-                }
-            }
+            FromHost::Log => self.logged(host, &body),
             FromHost::Ending => {
                 if let Some((key, start)) = self.ends(host, Reason::Failure, |sandbox| sandbox.invocation.is_none()) {
                     if start == StartFor::Provisioned {

@@ -46,11 +46,15 @@ impl Log {
     /// whether it can be read is known from the last look at all of them, and what asks for this may have come after that.
     pub(super) fn read_now(&self) -> Vec<u8> {
         let mut all = Vec::new();
-        let mut bytes = vec![0; BLOCK];
+        // Between most invocations there is nothing: to ask costs less than to have room for it.
         while all.len() < MOST_PENDING
-            && let Ok(count @ 1..) = rustix::io::read(&self.0, &mut bytes)
+            && let Ok(there @ 1..) = rustix::io::ioctl_fionread(&self.0)
         {
-            all.extend_from_slice(&bytes[..count]);
+            all.reserve(there as usize);
+            match rustix::io::read(&self.0, rustix::buffer::spare_capacity(&mut all)) {
+                Ok(1..) => {}
+                _ => break,
+            }
         }
         all
     }

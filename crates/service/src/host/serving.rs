@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -29,8 +29,8 @@ const COME_BACK_AFTER: Duration = Duration::from_millis(100);
 const ABANDONED_AFTER: Duration = Duration::from_mins(10);
 /// Messages for a service that is gone. What it does not get then is lost with it.
 const MOST_KEPT: usize = 256;
-/// How long the last lines of an invocation may be on their way, where they are asked for.
-const LAST_LINES: Duration = Duration::from_millis(30);
+/// How long lines of the log may wait for what follows them: mostly an invocation's end, which they then cost nothing beside.
+const LINES_WAIT: Duration = Duration::from_millis(5);
 /// How long the last messages may wait for a service that is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -209,28 +209,7 @@ async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost,
                         shared.hear(message, body);
                     }
                 };
-                let speak = async {
-                    let mut to = BufWriter::new(to);
-                    while let Some(first) = from_here.recv().await {
-                        // What waits with it goes in the same call.
-                        let mut next = Some(first);
-                        while let Some((message, body)) = next {
-                            let is_last = matches!(message, FromHost::Exited { .. });
-                            if link::write(&mut to, &message, &body).await.is_err() {
-                                return is_last;
-                            }
-                            if is_last {
-                                let _ = to.flush().await;
-                                return true;
-                            }
-                            next = from_here.try_recv().ok();
-                        }
-                        if to.flush().await.is_err() {
-                            return false;
-                        }
-                    }
-                    true
-                };
+                let speak = speak(BufWriter::new(to), from_here);
                 tokio::select! {
                     () = listen => {}
                     is_over = speak => {
@@ -253,6 +232,46 @@ async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost,
         }
         tokio::time::sleep(COME_BACK_AFTER).await;
     }
+}
+
+/// Says what there is to say, until the last word, which gives true, or until nobody hears it.
+async fn speak(mut to: BufWriter<impl AsyncWrite + Unpin>, from_here: &mut mpsc::Receiver<(FromHost, Bytes)>) -> bool {
+    let mut next = from_here.recv().await;
+    // Until when what has been written may stay in the buffer.
+    let mut may_wait_until = None;
+    while let Some((message, body)) = next {
+        let is_last = matches!(message, FromHost::Exited { .. });
+        if link::write(&mut to, &message, &body).await.is_err() {
+            return is_last;
+        }
+        if is_last {
+            let _ = to.flush().await;
+            return true;
+        }
+        may_wait_until = match message {
+            FromHost::Log => may_wait_until.or_else(|| Some(Instant::now() + LINES_WAIT)),
+            _ => Some(Instant::now()),
+        };
+        // What waits with it goes in the same call, and lines go with what soon follows them.
+        let more = match (from_here.try_recv(), may_wait_until) {
+            (Ok(more), _) => Some(more),
+            (Err(_), Some(until)) if until > Instant::now() => {
+                tokio::time::timeout_at(until.into(), from_here.recv()).await.ok().flatten()
+            }
+            (Err(_), _) => None,
+        };
+        if more.is_none() {
+            if to.flush().await.is_err() {
+                return false;
+            }
+            may_wait_until = None;
+        }
+        next = match more {
+            Some(more) => Some(more),
+            None => from_here.recv().await,
+        };
+    }
+    true
 }
 
 impl Shared {
@@ -476,10 +495,6 @@ impl Shared {
             (running, state.init.take())
         };
         let duration = running.since.elapsed();
-        if running.invocation.wants_tail {
-            // What runs the container may have read the last lines and not written them yet: it says nothing of that. Who asks for them waits.
-            tokio::time::sleep(LAST_LINES).await;
-        }
         let written = self.log.read_now();
         if !written.is_empty() {
             self.logged(written).await;

@@ -399,7 +399,8 @@ fn a_mixed_trace_leaves_nothing_growing() {
     // Each sandbox has its connection and its process, which come and go with it.
     let more = last.sandboxes.saturating_sub(first.sandboxes.max(second.sandboxes));
     assert!(last.files <= first.files.max(second.files) + 16 + 4 * more, "{second:?} {last:?}");
-    assert!(last.threads <= most(first.threads, second.threads) + 8, "{second:?} {last:?}");
+    // Those that wait for the disk, of which a slow one has more.
+    assert!(last.threads <= most(first.threads, second.threads) + 32, "{second:?} {last:?}");
     assert!(
         last.folder_bytes <= most(first.folder_bytes, second.folder_bytes) * 11 / 10 + (2 << 20),
         "{second:?} {last:?}"
