@@ -100,7 +100,7 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     // Whoever may connect is root: the socket's folder is root's. It may still be another's mistake.
     let pid = stream.peer_cred().ok().and_then(|peer| Pid::from_raw(peer.pid()?));
     let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).map(Arc::new);
-    let (from, mut to) = stream.into_split();
+    let Ok((from, mut to)) = link::split(stream) else { return };
     let mut from = BufReader::new(from);
     let hello = link::receive(&mut from).await;
     let Ok(Some((FromHost::Hello { sandbox, asks, is_asking, invocation }, _))) = hello else { return };

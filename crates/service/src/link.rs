@@ -7,6 +7,8 @@
 //! body                what a function is given, or gives
 //! ```
 
+mod stream;
+
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -16,6 +18,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snowmelt_sandbox::TierLoads;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+pub(crate) use self::stream::split;
 
 /// A longer head is not ours.
 const MOST_HEAD: usize = 4 << 20;

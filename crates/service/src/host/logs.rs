@@ -28,10 +28,9 @@ impl Log {
         loop {
             self.0.readable().await?;
             // Not before there is something: an idle host has none.
-            let mut bytes = vec![0; BLOCK];
-            match self.0.try_read(&mut bytes) {
-                Ok(count) => {
-                    bytes.truncate(count);
+            let mut bytes = Vec::with_capacity(BLOCK);
+            match self.0.try_read_buf(&mut bytes) {
+                Ok(_) => {
                     // Many short ones may wait for a service that is gone.
                     bytes.shrink_to_fit();
                     return Ok(bytes);

@@ -168,7 +168,10 @@ async fn serve(
         let _ = logging.await;
         ending.container_ended(outcome).await;
     });
-    connect(&shared, &mut from_here).await;
+    // As a task: what a runtime's first future waits for costs another call to the system each time.
+    let connecting = Arc::clone(&shared);
+    let connected = tokio::spawn(async move { connect(&connecting, &mut from_here).await });
+    connected.await.map_err(std::io::Error::other)?;
     let has_ended = shared.lock().ended == Ended::Container;
     Ok(has_ended)
 }
@@ -199,8 +202,8 @@ async fn begin(shared: Arc<Shared>, mounted: oneshot::Receiver<Mounted>) {
 async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost, Bytes)>) {
     let mut alone_since = Instant::now();
     loop {
-        if let Ok(mut stream) = UnixStream::connect(&shared.config.socket).await {
-            let (from, mut to) = stream.split();
+        let connected = UnixStream::connect(&shared.config.socket).await;
+        if let Ok((from, mut to)) = connected.and_then(link::split) {
             let mut from = BufReader::new(from);
             if link::send(&mut to, &shared.hello(), &[]).await.is_ok() && shared.tell_again(&mut to).await.is_ok() {
                 shared.is_placed();
@@ -236,9 +239,10 @@ async fn connect(shared: &Arc<Shared>, from_here: &mut mpsc::Receiver<(FromHost,
 
 /// Says what there is to say, until the last word, which gives true, or until nobody hears it.
 async fn speak(mut to: BufWriter<impl AsyncWrite + Unpin>, from_here: &mut mpsc::Receiver<(FromHost, Bytes)>) -> bool {
+    // One for all, set again only when it has passed: to set one for each invocation would cost a call to the system.
+    let mut tick = tokio::time::interval(LINES_WAIT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut next = from_here.recv().await;
-    // Until when what has been written may stay in the buffer.
-    let mut may_wait_until = None;
     while let Some((message, body)) = next {
         let is_last = matches!(message, FromHost::Exited { .. });
         if link::write(&mut to, &message, &body).await.is_err() {
@@ -248,23 +252,18 @@ async fn speak(mut to: BufWriter<impl AsyncWrite + Unpin>, from_here: &mut mpsc:
             let _ = to.flush().await;
             return true;
         }
-        may_wait_until = match message {
-            FromHost::Log => may_wait_until.or_else(|| Some(Instant::now() + LINES_WAIT)),
-            _ => Some(Instant::now()),
-        };
         // What waits with it goes in the same call, and lines go with what soon follows them.
-        let more = match (from_here.try_recv(), may_wait_until) {
-            (Ok(more), _) => Some(more),
-            (Err(_), Some(until)) if until > Instant::now() => {
-                tokio::time::timeout_at(until.into(), from_here.recv()).await.ok().flatten()
-            }
-            (Err(_), _) => None,
+        let more = match from_here.try_recv() {
+            Ok(more) => Some(more),
+            Err(_) if matches!(message, FromHost::Log) => tokio::select! {
+                biased;
+                more = from_here.recv() => more,
+                _ = tick.tick() => None,
+            },
+            Err(_) => None,
         };
-        if more.is_none() {
-            if to.flush().await.is_err() {
-                return false;
-            }
-            may_wait_until = None;
+        if more.is_none() && to.flush().await.is_err() {
+            return false;
         }
         next = match more {
             Some(more) => Some(more),
