@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a=10.0.0.1:7070@rack-1,b=10.0.0.2:7070      a list: NAME=HOST:PORT@DOMAIN, where name and domain may be left out
-//! file:/etc/snowmelt/zone                     a file with `NAME HOST:PORT [DOMAIN]` on each line, `#` before what is none
+//! file:/etc/snowmelt/zone                     a file with `NAME HOST:PORT [DOMAIN]` on each line, `#` before what is none; empty while written
 //! dns:cache.example:7070                      every address of a name, called by it
 //! etcd://10.0.0.9:2379,10.0.0.8:2379/zone     keys `zone/NAME` with `HOST:PORT [DOMAIN]`, as nodes put them; etcds:// with TLS
 //! ```
@@ -166,6 +166,10 @@ impl Members {
                     return Err(Error::invalid(path.display().to_string(), "is too long for a list of nodes"));
                 }
                 let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+                if text.is_empty() {
+                    // Whoever writes it in place empties it first. A zone without nodes has a remark that says so.
+                    return Err(Error::io("read", path)(std::io::Error::other("it is empty")));
+                }
                 parse_file(&text).map_err(|error| Error::invalid(path.display().to_string(), error.to_string()))
             }
             Self::Dns(host) => {
@@ -207,6 +211,17 @@ mod tests {
         assert_eq!(nodes.iter().map(|node| &*node.name).collect::<Vec<_>>(), ["a", "b"]);
         let error = parse_file("a 10.0.0.1:7070\nb 10.0.0.2\n").unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("HOST:PORT"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_empty_is_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("zone");
+        let members = Members::File(path.clone());
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(members.load(), Err(Error::Io { .. })));
+        std::fs::write(&path, "# none\n").unwrap();
+        assert!(members.load().unwrap().is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Nodes that come and go in a real etcd.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use snowmelt_zone::{Client, ClientOptions, EtcdAddress, Follower, Members, Node, ZoneOptions, keep_registered};
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::etcd_server::EtcdServer;
-use crate::members::keep_reading;
+use crate::members::{Ends, keep_reading};
 use crate::nodes::{CHUNK, Cluster, Running, assert_hit, chunk, until};
 
 struct Registered {
@@ -44,6 +44,7 @@ fn nodes_come_and_go_under_load() {
     assert_eq!(client.nodes()[0].domain.as_deref(), Some("rack"));
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = Ends(&end);
         let reading = scope.spawn(|| keep_reading(&client, &end, 0));
         registered.push(register(&cluster.runtime, &etcd, &cluster.nodes[5]));
         until("the new one is there", || client.nodes().len() == 6);
@@ -56,7 +57,7 @@ fn nodes_come_and_go_under_load() {
         registered.remove(0).task.abort();
         until("the one that was killed is gone", || client.nodes().len() == 4);
         assert!(start.elapsed() > Duration::from_secs(4), "its lease held it for a while");
-        end.store(true, Ordering::Relaxed);
+        drop(ends);
         assert!(reading.join().unwrap() > 0);
     });
     // A reader that comes later finds them at once.

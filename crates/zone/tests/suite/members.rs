@@ -15,6 +15,15 @@ fn write_list(path: &Path, nodes: &[&Running]) {
     std::fs::rename(new, path).unwrap();
 }
 
+/// Tells readers to end, also where a test fails: else it would wait for them for ever.
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Reads what is there and writes what is not, as readers do, until it is told to end. What is read is right, or a miss.
 pub(crate) fn keep_reading(client: &Client, end: &AtomicBool, seed: u64) -> u64 {
     let chunks: Vec<_> = (0..8).map(|number| chunk(seed + number, CHUNK / 4)).collect();
@@ -50,6 +59,7 @@ fn a_file_is_followed_under_load() {
     assert_eq!(client.nodes().len(), 5);
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = Ends(&end);
         let readers: Vec<_> = (0..3)
             .map(|reader| {
                 let (client, end) = (&client, &end);
@@ -65,7 +75,7 @@ fn a_file_is_followed_under_load() {
         std::fs::remove_file(&path).unwrap();
         std::thread::sleep(Duration::from_millis(1500));
         assert_eq!(client.nodes().len(), 6);
-        end.store(true, Ordering::Relaxed);
+        drop(ends);
         for reader in readers {
             assert!(reader.join().unwrap() > 0);
         }
