@@ -15,6 +15,7 @@ mod confine;
 mod image;
 pub(crate) mod lease;
 mod link;
+mod manifests;
 mod mounter;
 pub(crate) mod opener;
 mod opening;

@@ -108,6 +108,32 @@ fn a_region_that_is_not_the_buckets() {
     all_refuse(&world, &changes, &["another region", "AWS_REGION", "expecting 'eu-central-1'"]);
 }
 
+#[test]
+fn a_manifest_that_was_read_is_read_here_again_and_what_is_damaged_there() {
+    let world = World::on_s3();
+    world.snowmelt(["publish", &test_image("small"), "small"]).success();
+    let runs = || {
+        let run = world.snowmelt(["run", "small", "--", "cat", "/etc/greeting"]).success();
+        assert_eq!(run.stdout(), "hello from snowmelt\n");
+    };
+    runs();
+    let kept: Vec<_> =
+        std::fs::read_dir(world.path("cache/manifests")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [kept] = &kept[..] else { panic!("{kept:?}") };
+    let bytes = std::fs::read(kept).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let used = || std::fs::metadata(kept).unwrap().modified().unwrap() != long_ago;
+    let put_back = || std::fs::File::options().write(true).open(kept).unwrap().set_modified(long_ago).unwrap();
+    put_back();
+    runs();
+    assert!(used(), "it is read");
+    for damaged in [&bytes[..bytes.len() / 2], b"", &[0; 1000]] {
+        std::fs::write(kept, damaged).unwrap();
+        runs();
+        assert!(std::fs::read(kept).unwrap() == bytes, "it is read from the store again");
+    }
+}
+
 /// With `faketime`, which the binary and the agent that it starts take for the machine's clock.
 #[test]
 fn a_clock_that_is_off() {

@@ -8,6 +8,7 @@ use snowmelt_store::readback::open_with_key;
 use snowmelt_store::{ImageMetadata, ImageName, NameRecord, SeenNames, Store, StoreOptions};
 
 use super::image::chain;
+use super::manifests::Manifests;
 use super::protocol::{AgentConfig, LoadMode, OnUnavailable};
 use super::start_logs::{Expected, StartLogs};
 use crate::{Cause, Error};
@@ -77,7 +78,7 @@ pub(super) fn find(
         let record = record.map_or_else(|| store.read_name(tenant, &name), Ok)?;
         let (at_root, id) = (store.at_root(&record.root)?, record.manifest_id()?);
         let starts = StartsWanted::ask(config, &at_root, &id, command.filter(|_| is_new));
-        let manifest = store.read_manifest(&record.root, tenant, &id)?;
+        let manifest = read_manifest(config, &store, &record.root, &id)?;
         let data_key = manifest.data_key(&keys, &name.to_string())?;
         let opened = Some(open_with_key(&name, &record, &manifest, &data_key)?);
         if is_new {
@@ -87,6 +88,26 @@ pub(super) fn find(
         Ok(Opening { found: Found { record, manifest, data_key, opened }, store: at_root, starts, expected })
     };
     find().map_err(image_error("open image", image))
+}
+
+/// A manifest, from this machine where it was read here before.
+fn read_manifest(
+    config: &AgentConfig,
+    store: &Store,
+    root: &str,
+    id: &ManifestId,
+) -> Result<Manifest, snowmelt_store::Error> {
+    let tenant = &config.tenant;
+    if store.starts_folder(tenant).is_some() {
+        return store.read_manifest(root, tenant, id);
+    }
+    let kept = Manifests::new(&config.cache_dir);
+    if let Some(manifest) = kept.read(tenant, id) {
+        return Ok(manifest);
+    }
+    let manifest = store.read_manifest(root, tenant, id)?;
+    kept.keep(id, &manifest);
+    Ok(manifest)
 }
 
 fn open_store_and_keys(config: &AgentConfig, image: &str) -> Result<(Store, KeyRing), Error> {

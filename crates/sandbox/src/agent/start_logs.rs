@@ -312,7 +312,7 @@ fn write(path: &Path, log: &StartLog) -> io::Result<()> {
 }
 
 /// Removes what was changed longest ago, but for `most` entries.
-fn prune(folder: &Path, most: usize) {
+pub(super) fn prune(folder: &Path, most: usize) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let mut entries: Vec<(SystemTime, PathBuf)> = entries
         .flatten()
