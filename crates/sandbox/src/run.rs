@@ -15,7 +15,7 @@
 //! - the runtime is killed: as if the command had ended, and the container is killed;
 //! - several of them are killed: the next command removes what is left ([`StateDir::cleanup_stale`]).
 //!
-//! Signals: HUP, INT, QUIT, USR1, USR2, ALRM, CONT and WINCH go on to the runtime, which passes them to the command; for
+//! Signals (for a runtime that leaves the command, as soon as it has: to the command itself): HUP, INT, QUIT, USR1, USR2, ALRM, CONT and WINCH go on to the runtime, which passes them to the command; for
 //! TERM it gets the image's stop signal; `stopping` has the rules by which they end it. Before there is a command, HUP,
 //! INT, QUIT and TERM end the run. The runtime has a process group of its own, so a signal from the terminal or to the whole group is passed on
 //! once. Only where the command reads from this terminal must the runtime stay in the terminal's foreground group; there
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
                 "a command that the runtime leaves has no terminal, no input and no figures",
             ));
         }
-        let runtime = Runtime::choose(cgroups, &state.runtime_state())?;
+        let runtime = Runtime::choose(cgroups, &state.runtime_state(), spec.detach_runtime)?;
         let mut sandbox = Sandbox {
             state,
             record: state.create(Kind::Run, &spec.image, true, None, Some(&runtime))?,
@@ -222,6 +222,13 @@ impl<'a> Run<'a> {
             self.container.kill(&self.runtime, &self.sandbox.record.container());
         }
         self.timings.exited = self.start.elapsed();
+        // Before the agent removes what is left, which would do the same at the same time.
+        if self.container.is_detached()
+            && result.is_ok()
+            && let Err(error) = self.runtime.delete(&self.sandbox.record.container())
+        {
+            eprintln!("snowmelt: warning: {error}");
+        }
         let stats = if result.is_ok() { self.agent.stop(UNMOUNT_PATIENCE) } else { None };
         // Who will have it killed does not wait for a reader of its output either.
         let (first_output, written) =
@@ -238,12 +245,6 @@ impl<'a> Run<'a> {
     /// Removes the sandbox. What cannot be removed stays recorded for the next command, and does not change how this one
     /// went.
     fn clean_up(&mut self, has_agent_stopped: bool) {
-        // One that has left the command leaves more.
-        if self.spec.detach_runtime
-            && let Err(error) = self.runtime.delete(&self.sandbox.record.container())
-        {
-            eprintln!("snowmelt: warning: {error}");
-        }
         let leftovers = match (has_agent_stopped, self.spec.stats) {
             // The agent takes down and removes the rest. A command need not wait for that to end.
             (true, false) => {
@@ -291,7 +292,7 @@ impl<'a> Run<'a> {
                         progress(Step::Mounted(&self.sandbox.record))?;
                         self.container.configure(&document)?;
                         self.timings.runtime_started = self.start.elapsed();
-                        for signal in self.held.drain(..) {
+                        for signal in self.held.extract_if(.., |_| !self.container.is_detaching()) {
                             self.container.forward(&self.runtime, &self.sandbox.record.container(), &signal);
                         }
                         return Ok(command);
@@ -339,12 +340,17 @@ impl<'a> Run<'a> {
     fn wait_for_command(&mut self, command: &str) -> Result<u8, Error> {
         loop {
             let ready = self.wait_for_events()?;
-            if let Some(signal) = ready.signal {
-                self.pass_on(&signal)?;
+            match ready.signal {
+                Some(signal) if self.container.is_detaching() => self.held.push(signal),
+                Some(signal) => self.pass_on(&signal)?,
+                None => {}
             }
             let has_agent_died = ready.report && !self.agent.reports.fill()?;
             if ready.exit {
                 if self.container.follow_command()? {
+                    for signal in std::mem::take(&mut self.held) {
+                        self.pass_on(&signal)?;
+                    }
                     continue;
                 }
                 let result = self.container.exit_code(&self.runtime, command, &self.spec.image);

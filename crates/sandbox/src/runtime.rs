@@ -21,7 +21,8 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    pub(crate) fn choose(cgroups: CgroupVersion, state: &Path) -> Result<Self, Error> {
+    /// `is_to_leave`: it is to leave the command if it can ([`Runtime::leaves_commands`]).
+    pub(crate) fn choose(cgroups: CgroupVersion, state: &Path, is_to_leave: bool) -> Result<Self, Error> {
         let found = |program: PathBuf| Self { program, state: state.to_owned() };
         if let Some(name) = std::env::var_os(OVERRIDE).filter(|name| !name.is_empty()) {
             let missing = || Error::NotFound {
@@ -32,12 +33,22 @@ impl Runtime {
             return find(Path::new(&name)).map(found).ok_or_else(missing);
         }
         // crun 1.8 refuses hybrid cgroups, and is the faster one where it works.
-        let names: &[&str] = if cgroups == CgroupVersion::V2 { &["crun", "runc"] } else { &["runc"] };
+        let names: &[&str] = match (cgroups, is_to_leave) {
+            (CgroupVersion::V2, false) => &["crun", "runc"],
+            (CgroupVersion::V2, true) => &["runc", "crun"],
+            (CgroupVersion::V1, _) => &["runc"],
+        };
         names.iter().find_map(|name| find(Path::new(name))).map(found).ok_or_else(|| Error::NotFound {
             what: "container runtime",
             subject: names.join("` or `"),
             hint: "install it (Debian: apt-get install runc), or name one in SNOWMELT_RUNTIME".to_owned(),
         })
+    }
+
+    /// Whether the command that it starts and leaves is a child of whoever called it. runc's is; crun detaches itself first, so that nobody
+    /// knows when it is done, nor ends it before.
+    pub(crate) fn leaves_commands(&self) -> bool {
+        self.program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("runc"))
     }
 
     /// The beginning of a command line.

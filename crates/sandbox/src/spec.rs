@@ -53,7 +53,7 @@ pub struct RunSpec {
     pub tty: bool,
     /// Host name; by default the host's with [`Network::Host`] and the sandbox's id otherwise.
     pub hostname: Option<String>,
-    /// The runtime ends once the command runs, which then has this process's standard output and error itself: nothing carries what it
+    /// If the runtime is runc, it ends once the command runs, which then has this process's standard output and error itself: nothing carries what it
     /// writes, and nothing of the runtime stays in memory. Not with `interactive`, `tty` or `stats`. This process then adopts what its
     /// descendants leave.
     pub detach_runtime: bool,

@@ -1,7 +1,8 @@
 //! Which sandbox an invocation gets: one that is idle, or the first that becomes free or is started for those who wait.
 //!
 //! A sandbox runs one invocation at a time. Starts follow demand: there are never more on their way than invocations that wait, and who
-//! waits takes whichever sandbox is free first, so that a burst on a warm function is no burst of cold starts. A sandbox is always in
+//! waits takes whichever sandbox is free first, so that a burst on a warm function is no burst of cold starts. One that has answered asks for
+//! more within microseconds, mostly: who comes between waits a moment ([`RETURNS_WITHIN`]) before it is as if it were not there. A sandbox is always in
 //! one phase, and what is told of it twice counts once.
 
 mod usage;
@@ -101,6 +102,8 @@ struct State {
     /// Every sandbox there is.
     of: HashMap<String, Member>,
     usage: Usage,
+    /// Who waited last.
+    last_ticket: u64,
 }
 
 /// A sandbox: what it runs and does, and whether it is one of those that are kept.
@@ -116,17 +119,22 @@ struct Pool {
     /// The last is the one that was used last: the others grow old.
     idle: Vec<Idle>,
     busy: usize,
-    answered: usize,
-    /// When one has answered last.
-    last_answer: Option<Instant>,
+    /// Those that have answered, and since when: their invocation counts until they are free, as in Lambda.
+    answered: Vec<(String, Instant)>,
     starting: usize,
     /// Of those, such that are to be kept: nobody waits for them, since they may take long to begin.
     starting_kept: usize,
     /// How many of all these are kept whether they are needed or not.
     provisioned: usize,
-    waiting: VecDeque<oneshot::Sender<Assigned>>,
+    waiting: VecDeque<Waiting>,
     /// When sandboxes were started of late.
     starts: VecDeque<Instant>,
+}
+
+/// Somebody who waits.
+struct Waiting {
+    ticket: u64,
+    to: oneshot::Sender<Assigned>,
 }
 
 struct Idle {
@@ -149,7 +157,7 @@ impl Pool {
         Counts {
             idle: self.idle.len(),
             busy: self.busy,
-            answered: self.answered,
+            answered: self.answered.len(),
             starting: self.starting,
             waiting: self.waiting.len(),
         }
@@ -172,14 +180,24 @@ impl Pool {
 
     /// How many will be free at once.
     fn returning(&self, now: Instant) -> usize {
-        let is_recent = self.last_answer.is_some_and(|at| now.duration_since(at) < RETURNS_WITHIN);
-        if is_recent { self.answered } else { 0 }
+        self.answered.iter().filter(|(_, since)| now.saturating_duration_since(*since) < RETURNS_WITHIN).count()
     }
 
-    /// Whether there may be one more sandbox where there may be so many that run at once: one that has answered counts until it is free.
-    fn may_grow(&self, reserved: Option<u32>) -> bool {
-        let used = self.busy + self.answered + self.coming();
-        reserved.is_none_or(|reserved| used < reserved as usize)
+    /// Whether those who wait need more than what is about to come or to be free.
+    fn is_short(&self, now: Instant) -> bool {
+        self.waiting.len() > self.coming() + self.returning(now)
+    }
+
+    /// How many are to be started for those who wait and had none started, as far as that is allowed by now: they count as starting then.
+    fn overdue(&mut self, burst: usize, now: Instant) -> usize {
+        self.forget_old_starts(now);
+        let mut count = 0;
+        while self.starts.len() < burst && self.is_short(now) {
+            self.starting += 1;
+            self.starts.push_back(now);
+            count += 1;
+        }
+        count
     }
 
     /// Whether those who wait need another sandbox; it counts as starting then.
@@ -221,8 +239,21 @@ impl std::ops::Add for Counts {
 pub(crate) enum Got {
     /// It is idle.
     Warm(Host),
-    /// It will be told. Perhaps one is to be started first.
-    Later(oneshot::Receiver<Assigned>, Wish),
+    /// It will be told. Perhaps one is to be started first. The number is for [`Assignment::waits_in_vain`].
+    Later(oneshot::Receiver<Assigned>, Wish, u64),
+}
+
+/// How it is with somebody who has waited.
+#[derive(Debug)]
+pub(crate) enum StillWaits {
+    /// It was given something meanwhile.
+    Given,
+    /// Another is about to be free.
+    Shortly,
+    /// There may be no more than there are: it does not wait any more.
+    Refused(ApiError),
+    /// For one that is started, perhaps for so many that are to be started now.
+    Long(usize),
 }
 
 impl State {
@@ -241,7 +272,10 @@ impl State {
                 pool.busy = pool.busy.saturating_sub(1);
                 self.usage.end(&member.key);
             }
-            Phase::Answered => pool.answered = pool.answered.saturating_sub(1),
+            Phase::Answered => {
+                pool.answered.retain(|(answered, _)| answered != sandbox);
+                self.usage.end(&member.key);
+            }
         }
         Some(member)
     }
@@ -270,9 +304,10 @@ impl Assignment {
     /// Throttled, with the reason.
     pub(crate) fn acquire(&self, key: &Key, limits: &Limits, now: Instant) -> Result<Got, ApiError> {
         let mut state = self.lock();
-        let State { pools, of, usage } = &mut *state;
-        usage.check(key, limits.account_concurrency)?;
+        let State { pools, of, usage, last_ticket } = &mut *state;
         let pool = pools.entry(key.clone()).or_default();
+        // One that is about to be free is in use for a moment only: who can have it next is not refused before that has passed.
+        usage.check(key, limits.account_concurrency, pool.returning(now).saturating_sub(pool.waiting.len()))?;
         if let Some(Idle { host, .. }) = pool.take_idle() {
             pool.busy += 1;
             usage.begin(key);
@@ -282,13 +317,14 @@ impl Assignment {
             return Ok(Got::Warm(host));
         }
         pool.forget_old_starts(now);
-        let needs_one = pool.coming() + pool.returning(now) <= pool.waiting.len() && pool.may_grow(usage.reserved(key));
-        let has_none = pool.coming() == 0 && pool.busy == 0 && pool.answered == 0;
+        let needs_one = pool.coming() + pool.returning(now) <= pool.waiting.len();
+        let has_none = pool.coming() == 0 && pool.busy == 0 && pool.answered.is_empty();
         if needs_one && pool.starts.len() >= limits.burst && has_none {
             return Err(ApiError::throttled("FunctionInvocationRateLimitExceeded", 1));
         }
         let (sender, receiver) = oneshot::channel();
-        pool.waiting.push_back(sender);
+        *last_ticket += 1;
+        pool.waiting.push_back(Waiting { ticket: *last_ticket, to: sender });
         usage.begin(key);
         let wish = if needs_one && pool.starts.len() < limits.burst {
             pool.starting += 1;
@@ -297,7 +333,7 @@ impl Assignment {
         } else {
             Wish::Nothing
         };
-        Ok(Got::Later(receiver, wish))
+        Ok(Got::Later(receiver, wish, *last_ticket))
     }
 
     /// A sandbox that was wished for is being started, and will come as this.
@@ -334,16 +370,15 @@ impl Assignment {
         state.enter(sandbox, Member { key: key.clone(), phase: Phase::Starting, is_provisioned });
     }
 
-    /// It has answered, and waits for an invocation soon: its invocation counts no more.
+    /// It has answered, and waits for an invocation soon.
     pub(crate) fn answered(&self, sandbox: &str, now: Instant) {
         let mut state = self.lock();
         if state.of.get(sandbox).is_none_or(|member| member.phase != Phase::Busy) {
             return;
         }
         let Some(member) = state.leave(sandbox) else { return };
-        let pool = state.pools.entry(member.key.clone()).or_default();
-        pool.answered += 1;
-        pool.last_answer = Some(now);
+        state.usage.begin(&member.key);
+        state.pools.entry(member.key.clone()).or_default().answered.push((sandbox.to_owned(), now));
         state.enter(sandbox, Member { phase: Phase::Answered, ..member });
     }
 
@@ -357,7 +392,7 @@ impl Assignment {
         let State { pools, usage, .. } = &mut *state;
         let pool = pools.entry(member.key.clone()).or_default();
         while let Some(waiting) = pool.waiting.pop_front() {
-            if waiting.send(Ok(host.clone())).is_ok() {
+            if waiting.to.send(Ok(host.clone())).is_ok() {
                 pool.busy += 1;
                 state.enter(&host.sandbox, Member { phase: Phase::Busy, ..member });
                 return true;
@@ -390,7 +425,7 @@ impl Assignment {
         if let (Phase::Starting, Some(failure)) = (phase, failure) {
             while let Some(waiting) = pool.waiting.pop_front() {
                 usage.end(&key);
-                if waiting.send(Err(failure.clone())).is_ok() {
+                if waiting.to.send(Err(failure.clone())).is_ok() {
                     break;
                 }
             }
@@ -408,7 +443,7 @@ impl Assignment {
         for waiting in pool.waiting.drain(..) {
             usage.end(key);
             // Who waited may have gone.
-            let _ = waiting.send(Err(failure.clone()));
+            let _ = waiting.to.send(Err(failure.clone()));
         }
     }
 
@@ -416,27 +451,35 @@ impl Assignment {
     /// is to be started for them.
     pub(crate) fn overdue(&self, burst: usize, now: Instant) -> Vec<Key> {
         let mut state = self.lock();
-        let State { pools, usage, .. } = &mut *state;
         let mut found = Vec::new();
-        for (key, pool) in pools {
-            pool.forget_old_starts(now);
-            while pool.starts.len() < burst
-                && pool.waiting.len() > pool.coming() + pool.returning(now)
-                && pool.may_grow(usage.reserved(key))
-            {
-                pool.starting += 1;
-                pool.starts.push_back(now);
-                found.push(key.clone());
-            }
+        for (key, pool) in &mut state.pools {
+            found.extend(std::iter::repeat_n(key, pool.overdue(burst, now)).cloned());
         }
         found
     }
 
-    /// Whether those who wait can have nothing but what others are at, by the function's own limit.
-    pub(crate) fn is_at_limit(&self, key: &Key) -> bool {
-        let state = self.lock();
-        let pool = state.pools.get(key);
-        pool.is_some_and(|pool| pool.waiting.len() > pool.coming() && !pool.may_grow(state.usage.reserved(key)))
+    /// What is to become of somebody who has waited for one that was about to be free.
+    pub(crate) fn still_waits(&self, key: &Key, ticket: u64, limits: &Limits, now: Instant) -> StillWaits {
+        let mut state = self.lock();
+        let State { pools, usage, .. } = &mut *state;
+        let Some(pool) = pools.get_mut(key) else { return StillWaits::Given };
+        let Some(at) = pool.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
+            return StillWaits::Given;
+        };
+        if pool.waiting.len() <= pool.coming() {
+            return StillWaits::Long(0);
+        }
+        if pool.returning(now) > 0 {
+            return StillWaits::Shortly;
+        }
+        // As if it came now: nobody is about to make room for it any more.
+        usage.end(key);
+        if let Err(refusal) = usage.check(key, limits.account_concurrency, 0) {
+            pool.waiting.remove(at);
+            return StillWaits::Refused(refusal);
+        }
+        usage.begin(key);
+        StillWaits::Long(pool.overdue(limits.burst, now))
     }
 
     /// What there are pools of.

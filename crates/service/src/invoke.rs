@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Qualifier;
 use crate::api::ApiError;
-use crate::assignment::{Got, Key, RETURNS_WITHIN, StartFailure, Wish};
+use crate::assignment::{Assigned, Got, Key, RETURNS_WITHIN, StartFailure, StillWaits, Wish};
 use crate::hosts::Host;
 use crate::link::{Invocation, ToHost};
 use crate::measures::Timing;
@@ -220,6 +220,31 @@ impl Service {
         }
     }
 
+    /// Waits for one that has answered and asks for more at once, or does not.
+    async fn wait_shortly(
+        self: &Arc<Self>,
+        waiting: &mut oneshot::Receiver<Assigned>,
+        key: &Key,
+        ticket: u64,
+    ) -> Result<Option<Assigned>, ApiError> {
+        loop {
+            if let Ok(assigned) = tokio::time::timeout(RETURNS_WITHIN, &mut *waiting).await {
+                return assigned.map(Some).map_err(|_| ApiError::service("no sandbox came"));
+            }
+            match self.assignment.still_waits(key, ticket, &self.limits, Instant::now()) {
+                StillWaits::Shortly => {}
+                StillWaits::Refused(refusal) => return Err(refusal),
+                StillWaits::Given => return Ok(None),
+                StillWaits::Long(starts) => {
+                    for _ in 0..starts {
+                        self.follow(Some((key.clone(), Wish::Start)), StartFor::Invocation);
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
     /// Waits for a sandbox. Gives also whether it was waited for.
     async fn assigned(
         self: &Arc<Self>,
@@ -231,30 +256,13 @@ impl Service {
         }
         match self.assignment.acquire(key, &self.limits, Instant::now())? {
             Got::Warm(host) => Ok(Ok((host, false))),
-            Got::Later(mut waiting, wish) => {
-                let (mut soon, mut is_refused) = (None, false);
+            Got::Later(mut waiting, wish, ticket) => {
                 if wish == Wish::Start {
                     self.start_sandbox(key.clone(), version.clone(), StartFor::Invocation);
-                } else {
-                    // One that has answered asks for more at once, or does not.
-                    soon = tokio::time::timeout(RETURNS_WITHIN, &mut waiting).await.ok();
+                } else if let Some(assigned) = self.wait_shortly(&mut waiting, key, ticket).await? {
+                    return Ok(assigned.map(|host| (host, true)));
                 }
-                if soon.is_none() && wish == Wish::Nothing {
-                    self.start_overdue();
-                    is_refused = self.assignment.is_at_limit(key);
-                    if is_refused {
-                        // What was given to it at this moment is its own still.
-                        waiting.close();
-                    }
-                }
-                let assigned = if let Some(assigned) = soon { assigned } else { waiting.await };
-                let assigned = assigned.map_err(|_| {
-                    if is_refused {
-                        ApiError::throttled("ReservedFunctionConcurrentInvocationLimitExceeded", 1)
-                    } else {
-                        ApiError::service("no sandbox came")
-                    }
-                })?;
+                let assigned = waiting.await.map_err(|_| ApiError::service("no sandbox came"))?;
                 Ok(assigned.map(|host| (host, true)))
             }
         }

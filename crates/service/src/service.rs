@@ -434,7 +434,7 @@ impl Service {
         removed
     }
 
-    fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>, start: StartFor) {
+    pub(crate) fn follow(self: &Arc<Self>, wish: Option<(Key, Wish)>, start: StartFor) {
         let Some((key, Wish::Start)) = wish else { return };
         let function = self.registry.find(&key.tenant, &key.function);
         let version =
@@ -540,7 +540,9 @@ async fn reap(service: std::sync::Weak<Service>) {
         service.end_late();
         service.board.retain(|tenant, function| service.registry.find(tenant, function).is_some());
         service.provision();
-        service.start_overdue();
+        for key in service.assignment.overdue(service.limits.burst, Instant::now()) {
+            service.follow(Some((key, Wish::Start)), StartFor::Invocation);
+        }
         let keys = service.assignment.keys().into_iter();
         let current: HashMap<Key, usize> = keys.filter_map(|key| Some((key.clone(), service.kept(&key)?))).collect();
         let kept = |key: &Key| current.get(key).copied();
@@ -551,13 +553,6 @@ async fn reap(service: std::sync::Weak<Service>) {
 }
 
 impl Service {
-    /// Starts sandboxes for those who could not have any until now.
-    pub(crate) fn start_overdue(self: &Arc<Self>) {
-        for key in self.assignment.overdue(self.limits.burst, Instant::now()) {
-            self.follow(Some((key, Wish::Start)), StartFor::Invocation);
-        }
-    }
-
     /// How many sandboxes of a kind are kept whether they are needed or not; `None` where the function has not any more what they run.
     pub(crate) fn kept(&self, key: &Key) -> Option<usize> {
         let function = self.registry.find(&key.tenant, &key.function)?;

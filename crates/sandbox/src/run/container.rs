@@ -1,10 +1,12 @@
-//! The runtime's process: started before there is a root file system, given its configuration when there is.
+//! The runtime's process: started before there is a root file system, given its configuration when there is. Where it leaves the command
+//! (`runc run --detach`), that takes its place here once it has ended.
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use nix::libc;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
@@ -14,6 +16,9 @@ use super::output::Output;
 use super::signals;
 use crate::runtime::{Failure, Runtime};
 use crate::{Error, RunSpec};
+
+/// How long a command that was killed is waited for.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The runtime's process, and the pipe that is its configuration file.
 pub(super) struct Container {
@@ -49,7 +54,8 @@ impl Container {
         let log = bundle.join("runtime.log");
         let mut command = runtime.command();
         command.arg("--log").arg(&log).args(["--log-format", "json", "run"]);
-        let process_file = spec.detach_runtime.then(|| bundle.join("process"));
+        let detaches = spec.detach_runtime && runtime.leaves_commands();
+        let process_file = detaches.then(|| bundle.join("process"));
         if let Some(file) = &process_file {
             command.args(["--detach", "--pid-file"]).arg(file);
             // What the runtime leaves is this process's then, whose status nobody else can have.
@@ -64,7 +70,7 @@ impl Container {
         if !in_our_group {
             command.process_group(0);
         }
-        output.prepare(&mut command, spec, &log)?;
+        output.prepare(&mut command, spec, &log, detaches)?;
         signals::unblock_in(&mut command);
         let process = command.spawn().map_err(|source| Error::io("run", runtime.program.display(), source))?;
         drop(command);
@@ -98,6 +104,16 @@ impl Container {
         // The runtime sees the end when the last writer is gone, and may not have opened the reader yet.
         self.reader = Some(reader);
         Ok(())
+    }
+
+    /// Whether the runtime is to leave the command and has not yet: it passes no signals on.
+    pub(super) fn is_detaching(&self) -> bool {
+        self.process_file.is_some()
+    }
+
+    /// Whether the runtime has left the command, and what it keeps of the container with it.
+    pub(super) fn is_detached(&self) -> bool {
+        self.command.is_some()
     }
 
     /// The watched process has ended: where that is a runtime that leaves the command, watches the command from now on. False for an end.
@@ -155,7 +171,8 @@ impl Container {
         self.configuration = None;
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = self.process.wait();
-        if self.command.is_some() {
+        // One that reads from an image which does not answer ends when that is taken away, which is after this.
+        if self.command.is_some() && crate::identity::wait_readable(&self.pidfd, KILL_PATIENCE) {
             let _ = self.command_status();
         }
         if let Err(error) = runtime.delete(name) {

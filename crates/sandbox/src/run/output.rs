@@ -4,7 +4,9 @@
 //! - where the time of the first byte is wanted;
 //! - to a terminal, which a command that was given none must not get hold of;
 //! - with `-t` but without `-i`, from the terminal in between ([`super::terminal`]);
-//! - always on standard error, where runtimes write messages that we write better.
+//! - on standard error, where runtimes write messages that we write better.
+//!
+//! Where the runtime leaves the command, the command has both streams itself: who asks for that reads them, and gets the runtime's messages too.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -57,9 +59,15 @@ impl Output {
     }
 
     /// Sets the streams of the runtime that is about to be started, and that writes its log to `log`.
-    pub(super) fn prepare(&mut self, command: &mut Command, spec: &RunSpec, log: &Path) -> Result<(), Error> {
+    pub(super) fn prepare(
+        &mut self,
+        command: &mut Command,
+        spec: &RunSpec,
+        log: &Path,
+        detaches: bool,
+    ) -> Result<(), Error> {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
-        if spec.detach_runtime {
+        if detaches {
             command.stderr(own(stderr.as_fd(), STDERR)?);
         } else {
             command.stderr(self.pipe(STDERR, stderr.as_fd(), Some(log.to_owned()))?);
@@ -76,7 +84,7 @@ impl Output {
                 self.between = Some(between);
                 command.stdout(theirs);
             }
-            _ if spec.detach_runtime => {
+            _ if detaches => {
                 command.stdout(own(stdout.as_fd(), STDOUT)?);
             }
             (false, _) if spec.stats || !is_pipe(stdout.as_fd()) => {

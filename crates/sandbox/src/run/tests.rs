@@ -42,7 +42,7 @@ impl Fixture {
     fn run(&self, mut spec: RunSpec, command: &[&str]) -> Ended {
         spec.command = command.iter().map(|word| (*word).to_owned()).collect();
         let cgroups = CgroupVersion::probe();
-        let runtime = Runtime::choose(cgroups, &self.state.runtime_state()).unwrap();
+        let runtime = Runtime::choose(cgroups, &self.state.runtime_state(), spec.detach_runtime).unwrap();
         let record = self.state.create(Kind::Run, "image", true, None, Some(&runtime)).unwrap();
         let bundle = self.state.directory(&record.id).join("bundle");
         std::fs::create_dir(&bundle).unwrap();
@@ -177,7 +177,7 @@ fn limits_are_the_cgroups() {
 #[test]
 fn a_runtime_whose_maker_dies_starts_nothing() {
     let fixture = Fixture::new();
-    let runtime = Runtime::choose(CgroupVersion::probe(), &fixture.state.runtime_state()).unwrap();
+    let runtime = Runtime::choose(CgroupVersion::probe(), &fixture.state.runtime_state(), false).unwrap();
     let record = fixture.state.create(Kind::Run, "image", true, None, Some(&runtime)).unwrap();
     let bundle = fixture.state.directory(&record.id).join("bundle");
     std::fs::create_dir(&bundle).unwrap();

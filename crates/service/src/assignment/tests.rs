@@ -26,11 +26,15 @@ impl Place {
         self.assignment.set_aside("t", function, Aside { reserved, provisioned });
     }
 
-    fn wait(&self, function: &str) -> (oneshot::Receiver<Assigned>, Wish) {
+    fn wait(&self, function: &str) -> (oneshot::Receiver<Assigned>, Wish, u64) {
         match self.acquire(function).unwrap() {
-            Got::Later(receiver, wish) => (receiver, wish),
+            Got::Later(receiver, wish, ticket) => (receiver, wish, ticket),
             Got::Warm(host) => panic!("{} is idle", host.sandbox),
         }
+    }
+
+    fn still_waits(&self, function: &str, ticket: u64) -> StillWaits {
+        self.assignment.still_waits(&key(function), ticket, &LIMITS, self.now)
     }
 
     fn warm(&self, function: &str) -> Host {
@@ -61,13 +65,13 @@ fn given(receiver: &mut oneshot::Receiver<Assigned>) -> Option<String> {
 #[test]
 fn who_waits_takes_whichever_sandbox_is_free_first() {
     let mut place = Place::new();
-    let (mut first, wish) = place.wait("f");
+    let (mut first, wish, _) = place.wait("f");
     assert_eq!(wish, Wish::Start);
     let (host, is_given) = place.started("f");
     assert!(is_given);
     assert_eq!(given(&mut first), Some(host.sandbox.clone()));
     // The second waits for one that is started for it, and is given the first, which is free before.
-    let (mut second, wish) = place.wait("f");
+    let (mut second, wish, _) = place.wait("f");
     assert_eq!(wish, Wish::Start);
     assert!(place.assignment.free(&host, place.now));
     assert_eq!(given(&mut second), Some(host.sandbox.clone()));
@@ -81,34 +85,36 @@ fn who_waits_takes_whichever_sandbox_is_free_first() {
 fn no_more_start_than_wait() {
     let mut place = Place::new();
     let mut waiting: Vec<_> = (0..4).map(|_| place.wait("f")).collect();
-    assert!(waiting.iter().all(|(_, wish)| *wish == Wish::Start));
+    assert!(waiting.iter().all(|(_, wish, _)| *wish == Wish::Start));
     for _ in 0..4 {
         place.started("f");
     }
-    assert!(waiting.iter_mut().all(|(receiver, _)| given(receiver).is_some()));
+    assert!(waiting.iter_mut().all(|(receiver, ..)| given(receiver).is_some()));
     assert_eq!(place.counts(), Counts { busy: 4, ..Counts::default() });
 }
 
 #[test]
 fn one_that_has_answered_is_waited_for_before_another_is_started() {
     let mut place = Place::new();
-    let (mut first, _) = place.wait("f");
+    let (mut first, ..) = place.wait("f");
     let (host, _) = place.started("f");
     assert!(given(&mut first).is_some());
     place.assignment.answered(&host.sandbox, place.now);
-    // Its invocation counts no more, and who comes before it asks has it.
     assert_eq!(place.counts(), Counts { answered: 1, ..Counts::default() });
-    let (mut second, wish) = place.wait("f");
+    let (mut second, wish, _) = place.wait("f");
     assert_eq!(wish, Wish::Nothing);
     assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
     assert!(place.assignment.free(&host, place.now));
     assert_eq!(given(&mut second), Some(host.sandbox.clone()));
     // One that does not ask soon is waited for no longer, and a second caller gets another at once.
     place.assignment.answered(&host.sandbox, place.now);
-    assert_eq!(place.wait("f").1, Wish::Nothing);
+    let (_third, wish, ticket) = place.wait("f");
+    assert_eq!(wish, Wish::Nothing);
     assert_eq!(place.wait("f").1, Wish::Start);
+    assert!(matches!(place.still_waits("f", ticket), StillWaits::Shortly));
     place.now += RETURNS_WITHIN;
-    assert_eq!(place.assignment.overdue(LIMITS.burst, place.now), [key("f")]);
+    assert!(matches!(place.still_waits("f", ticket), StillWaits::Long(1)));
+    assert!(matches!(place.still_waits("f", ticket), StillWaits::Long(0)));
     assert_eq!(place.counts(), Counts { answered: 1, starting: 2, waiting: 2, ..Counts::default() });
     // What is told late or twice changes nothing.
     place.assignment.answered(&host.sandbox, place.now);
@@ -116,25 +122,58 @@ fn one_that_has_answered_is_waited_for_before_another_is_started() {
     assert_eq!(place.counts(), Counts { answered: 1, starting: 2, waiting: 2, ..Counts::default() });
     assert!(place.assignment.gone(&host.sandbox, None).is_some());
     assert_eq!(place.counts(), Counts { starting: 2, waiting: 2, ..Counts::default() });
+    assert!(matches!(place.still_waits("nothing", ticket), StillWaits::Given));
 }
 
 #[test]
-fn no_more_sandboxes_run_than_are_reserved_while_one_is_not_free_yet() {
+fn one_that_has_answered_counts_until_it_is_free_but_for_a_moment() {
     let mut place = Place::new();
     place.set_aside("f", Some(1), 0);
     drop(place.wait("f"));
     let (host, _) = place.started("f");
     place.warm("f");
+    assert!(place.acquire("f").is_err());
     place.assignment.answered(&host.sandbox, place.now);
-    let (mut next, wish) = place.wait("f");
+    // Whoever comes at once may have it, and nobody else.
+    let (mut next, wish, _) = place.wait("f");
     assert_eq!(wish, Wish::Nothing);
-    place.now += 10 * RETURNS_WITHIN;
-    assert!(place.assignment.overdue(LIMITS.burst, place.now).is_empty());
-    assert!(place.assignment.is_at_limit(&key("f")));
-    // Whoever waits on is given it all the same.
+    assert!(place.acquire("f").is_err());
     assert!(place.assignment.free(&host, place.now));
-    assert!(!place.assignment.is_at_limit(&key("f")));
-    assert_eq!(given(&mut next), Some(host.sandbox));
+    assert_eq!(given(&mut next), Some(host.sandbox.clone()));
+    // Where it is not free soon, who waits is refused as if it had just come, and is in nobody's way.
+    place.assignment.answered(&host.sandbox, place.now);
+    let (mut refused, _, ticket) = place.wait("f");
+    place.now += RETURNS_WITHIN;
+    assert!(matches!(place.still_waits("f", ticket), StillWaits::Refused(_)));
+    assert!(matches!(place.still_waits("f", ticket), StillWaits::Given));
+    assert!(refused.try_recv().is_err());
+    assert!(place.acquire("f").is_err());
+    assert_eq!(place.counts(), Counts { answered: 1, ..Counts::default() });
+    assert_eq!(place.assignment.gone(&host.sandbox, None).unwrap().1, Wish::Nothing);
+    assert_eq!(place.counts(), Counts::default());
+    // Nothing of it is counted any more.
+    assert_eq!(place.wait("f").1, Wish::Start);
+}
+
+#[test]
+fn what_has_answered_counts_for_the_account() {
+    let mut place = Place::new();
+    let hosts: Vec<Host> = (0..10)
+        .map(|_| {
+            drop(place.wait("f"));
+            let host = place.started("f").0;
+            place.warm("f");
+            host
+        })
+        .collect();
+    for host in &hosts {
+        place.assignment.answered(&host.sandbox, place.now);
+    }
+    assert!(place.acquire("g").is_err(), "another function has nothing of what is about to be free");
+    place.now += RETURNS_WITHIN;
+    assert!(place.acquire("f").is_err());
+    place.assignment.gone(&hosts[0].sandbox, None);
+    assert!(place.acquire("g").is_ok());
 }
 
 #[test]
@@ -196,8 +235,8 @@ fn what_is_started_to_be_kept_is_waited_for_by_nobody() {
 #[test]
 fn a_start_that_fails_is_told_to_one_and_tried_again_for_the_others() {
     let place = Place::new();
-    let (mut first, _) = place.wait("f");
-    let (mut second, _) = place.wait("f");
+    let (mut first, ..) = place.wait("f");
+    let (mut second, ..) = place.wait("f");
     for sandbox in ["a", "b"] {
         place.assignment.starting(sandbox, &key("f"), false);
     }
@@ -213,13 +252,13 @@ fn a_start_that_fails_is_told_to_one_and_tried_again_for_the_others() {
 #[test]
 fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
     let mut place = Place::new();
-    let (_first, _) = place.wait("f");
+    let (_first, ..) = place.wait("f");
     let (host, _) = place.started("f");
-    let (mut second, _) = place.wait("f");
+    let (mut second, ..) = place.wait("f");
     place.assignment.starting("b", &key("f"), false);
     place.assignment.gone("b", Some(&StartFailure::new("", "", "why".into())));
     assert!(second.try_recv().unwrap().is_err());
-    let (_third, _) = place.wait("f");
+    let (_third, ..) = place.wait("f");
     let (_, wish) = place.assignment.gone(&host.sandbox, None).unwrap();
     assert_eq!(wish, Wish::Nothing);
     assert!(!place.assignment.free(&host, place.now));
@@ -229,7 +268,7 @@ fn a_sandbox_that_is_gone_is_not_given_and_who_waits_gets_another() {
 #[test]
 fn who_has_gone_is_given_nothing() {
     let mut place = Place::new();
-    let (first, _) = place.wait("f");
+    let (first, ..) = place.wait("f");
     drop(first);
     let (host, is_given) = place.started("f");
     assert!(!is_given);
@@ -273,8 +312,8 @@ fn what_is_told_twice_counts_once() {
 #[test]
 fn nobody_waits_for_what_cannot_be_started() {
     let place = Place::new();
-    let (mut first, _) = place.wait("f");
-    let (mut second, _) = place.wait("f");
+    let (mut first, ..) = place.wait("f");
+    let (mut second, ..) = place.wait("f");
     let failure = StartFailure::new("", "", "gone".into());
     for _ in 0..2 {
         place.assignment.give_up(&key("f"), &failure);
@@ -337,15 +376,15 @@ fn what_is_kept_is_taken_first_and_not_ended() {
 
 proptest::proptest! {
     #[test]
-    fn what_is_counted_is_what_there_is(steps in proptest::collection::vec((0_u8..9, 0_u8..6), 0..200)) {
+    fn what_is_counted_is_what_there_is(steps in proptest::collection::vec((0_u8..10, 0_u8..6), 0..200)) {
         let place = Place::new();
         let mut waiting = Vec::new();
         let name = |number: u8| format!("s{number}");
         for (what, which) in steps {
             let function = key(if which % 2 == 0 { "f" } else { "g" });
             match what {
-                0 | 1 => if let Ok(Got::Later(receiver, _)) = place.assignment.acquire(&function, &LIMITS, place.now) {
-                    waiting.push(receiver);
+                0 | 1 => if let Ok(Got::Later(receiver, _, ticket)) = place.assignment.acquire(&function, &LIMITS, place.now) {
+                    waiting.push((receiver, function, ticket));
                 },
                 2 => if !place.assignment.lock().of.contains_key(&name(which)) {
                     place.assignment.expect(&name(which), &function, which > 3);
@@ -353,13 +392,16 @@ proptest::proptest! {
                 3 => drop(place.assignment.free(&Host::nowhere(&name(which)), place.now)),
                 4 => drop(place.assignment.gone(&name(which), Some(&StartFailure::new("", "", "why".into())))),
                 5 => drop(waiting.pop()),
+                8 => if let Some((_, function, ticket)) = waiting.last() {
+                    drop(place.assignment.still_waits(function, *ticket, &LIMITS, place.now + u32::from(which % 3) * RETURNS_WITHIN));
+                },
                 7 => place.assignment.answered(&name(which), place.now),
                 6 => place.assignment.set_aside("t", &function.function, Aside { reserved: (which > 2).then_some(u32::from(which)), provisioned: 2 }),
                 _ => drop(place.assignment.reap(LIMITS.idle, place.now + LIMITS.idle, &|_| Some(1))),
             }
             let counts = place.counts();
             let state = place.assignment.lock();
-            proptest::prop_assert_eq!(state.usage.in_use(), counts.busy + counts.waiting);
+            proptest::prop_assert_eq!(state.usage.in_use(), counts.busy + counts.answered + counts.waiting);
             let kept = state.of.values().filter(|member| member.is_provisioned).count();
             proptest::prop_assert_eq!(state.pools.values().map(|pool| pool.provisioned).sum::<usize>(), kept);
         }

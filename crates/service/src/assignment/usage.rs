@@ -83,24 +83,21 @@ impl Usage {
         self.change(tenant, function, |function| function.aside = aside);
     }
 
-    /// How many of a function may run at once, if that is limited.
-    pub(super) fn reserved(&self, key: &Key) -> Option<u32> {
-        self.0.get(&key.tenant)?.functions.get(&key.function)?.aside.reserved
-    }
-
-    /// Whether one more may run, of so many of a tenant.
+    /// Whether one more may run, of so many of a tenant, where `leaving` of the function's are not counted.
     ///
     /// # Errors
     /// Throttled, with the reason.
-    pub(super) fn check(&self, key: &Key, account: u32) -> Result<(), ApiError> {
+    pub(super) fn check(&self, key: &Key, account: u32, leaving: usize) -> Result<(), ApiError> {
         let Some(tenant) = self.0.get(&key.tenant) else {
             return if account > 0 { Ok(()) } else { Err(ApiError::throttled("ConcurrentInvocationLimitExceeded", 1)) };
         };
-        let function = tenant.functions.get(&key.function).copied().unwrap_or_default();
+        let now = tenant.functions.get(&key.function).copied().unwrap_or_default();
+        let function = Function { in_use: now.in_use.saturating_sub(leaving), ..now };
+        let shared = tenant.shared + function.shared() - now.shared();
         if function.aside.reserved.is_some_and(|reserved| function.in_use >= reserved as usize) {
             return Err(ApiError::throttled("ReservedFunctionConcurrentInvocationLimitExceeded", 1));
         }
-        if function.in_use >= function.aside() && tenant.shared + tenant.aside >= account as usize {
+        if function.in_use >= function.aside() && shared + tenant.aside >= account as usize {
             return Err(ApiError::throttled("ConcurrentInvocationLimitExceeded", 1));
         }
         Ok(())

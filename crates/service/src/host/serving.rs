@@ -243,6 +243,8 @@ async fn speak(mut to: BufWriter<impl AsyncWrite + Unpin>, from_here: &mut mpsc:
     let mut tick = tokio::time::interval(LINES_WAIT);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut next = from_here.recv().await;
+    // What has been written and not sent is lines of the log only.
+    let mut may_wait = true;
     while let Some((message, body)) = next {
         let is_last = matches!(message, FromHost::Exited { .. });
         if link::write(&mut to, &message, &body).await.is_err() {
@@ -252,18 +254,22 @@ async fn speak(mut to: BufWriter<impl AsyncWrite + Unpin>, from_here: &mut mpsc:
             let _ = to.flush().await;
             return true;
         }
+        may_wait &= matches!(message, FromHost::Log);
         // What waits with it goes in the same call, and lines go with what soon follows them.
         let more = match from_here.try_recv() {
             Ok(more) => Some(more),
-            Err(_) if matches!(message, FromHost::Log) => tokio::select! {
+            Err(_) if may_wait => tokio::select! {
                 biased;
                 more = from_here.recv() => more,
                 _ = tick.tick() => None,
             },
             Err(_) => None,
         };
-        if more.is_none() && to.flush().await.is_err() {
-            return false;
+        if more.is_none() {
+            if to.flush().await.is_err() {
+                return false;
+            }
+            may_wait = true;
         }
         next = match more {
             Some(more) => Some(more),

@@ -44,6 +44,14 @@ fn wait_for<T: AsRawFd>(descriptor: T, interest: Interest) -> io::Result<AsyncFd
     AsyncFd::with_interest(descriptor, interest)
 }
 
+impl Drop for Writer {
+    /// The other side hears that nothing more comes, though there may be a reader here still.
+    fn drop(&mut self) {
+        // One that is gone needs not be told.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+    }
+}
+
 impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
