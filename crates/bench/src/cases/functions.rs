@@ -29,6 +29,9 @@ fn record(histogram: &mut Histogram<u64>, took: Duration) -> Result<()> {
 }
 
 fn quantile(histogram: &Histogram<u64>, share: f64) -> String {
+    if histogram.is_empty() {
+        return "-".into();
+    }
     let value = histogram.value_at_quantile(share);
     // Of what takes a millisecond, its parts matter.
     match value {
