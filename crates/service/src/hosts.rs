@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use snowmelt_sandbox::StateDir;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -17,6 +18,9 @@ use crate::service::Service;
 
 /// Messages for a host that does not read them yet.
 const MOST_WAITING: usize = 64;
+/// After a host is lost: how long until it is looked for what it left, again and again.
+const LOOKS: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(15), Duration::from_mins(1)];
 /// So much of a log is written at once, even where more is there.
 const MOST_LINES: usize = 64 << 10;
 /// How long a host may take to end by itself: with extensions it takes two seconds.
@@ -120,6 +124,7 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     });
     // Of the log, what has come and is not written yet.
     let mut lines = Vec::new();
+    let mut has_exited = false;
     loop {
         match link::receive::<FromHost>(&mut from).await {
             Ok(Some((FromHost::Log, body))) => {
@@ -134,9 +139,9 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
                 if !lines.is_empty() {
                     service.logged(&host, &std::mem::take(&mut lines));
                 }
-                let is_last = matches!(message, FromHost::Exited { .. });
+                has_exited = matches!(message, FromHost::Exited { .. });
                 service.said(&host, message, body).await;
-                if is_last {
+                if has_exited {
                     break;
                 }
             }
@@ -152,6 +157,24 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     }
     speak.abort();
     service.host_gone(&host);
+    if !has_exited {
+        remove_what_is_left(service.options.state.clone());
+    }
+}
+
+/// Removes what sandboxes leave whose hosts were killed. Their agents do that, or the next start, but agents may be killed too, and nobody
+/// may start another. It can be that some of it is still in use at first.
+pub(crate) fn remove_what_is_left(state: PathBuf) {
+    tokio::spawn(async move {
+        for wait in LOOKS {
+            tokio::time::sleep(wait).await;
+            let state = state.clone();
+            let removed = tokio::task::spawn_blocking(move || StateDir::new(&state)?.cleanup_stale()).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%error, "what a sandbox left is not removed");
+            }
+        }
+    });
 }
 
 /// A table of what is there, by name.

@@ -234,6 +234,7 @@ impl Service {
         }
         service.expect_hosts(before);
         service.remove_leftovers();
+        hosts::remove_what_is_left(service.options.state.clone());
         hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
         tokio::spawn(events::dispatch(Arc::downgrade(&service)));

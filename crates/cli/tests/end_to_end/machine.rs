@@ -182,9 +182,10 @@ impl World {
         let records = state.filter_map(|entry| std::fs::read(entry.path().join("record.json")).ok());
         let agent = |record: Vec<u8>| {
             let record: Value = serde_json::from_slice(&record).unwrap();
-            i32::try_from(record["agent"]["pid"].as_i64().unwrap()).unwrap()
+            // One that is being made has none yet.
+            record["agent"]["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap())
         };
-        records.map(agent).collect()
+        records.filter_map(agent).collect()
     }
 
     pub fn worker_status(&self) -> Value {

@@ -2,7 +2,7 @@
 //! stands for. Where the store is a directory of this machine there is nothing to keep.
 //!
 //! ```text
-//! <cache>/manifests/<manifest id>     a manifest: what its id names, or nothing
+//! <cache>/manifests/<manifest id>.manifest     what its id names, or nothing
 //! ```
 //!
 //! Everything here can be lost. What is damaged is read again.
@@ -26,9 +26,13 @@ impl Manifests {
         Self(cache.join("manifests"))
     }
 
+    fn path(&self, id: &ManifestId) -> PathBuf {
+        self.0.join(format!("{id}.manifest"))
+    }
+
     /// One that is there, and is what its id names.
     pub(super) fn read(&self, tenant: &str, id: &ManifestId) -> Option<Manifest> {
-        let path = self.0.join(id.to_string());
+        let path = self.path(id);
         if std::fs::metadata(&path).ok()?.len() > LONGEST_BYTES {
             return None;
         }
@@ -48,7 +52,7 @@ impl Manifests {
         if bytes.len() as u64 > LONGEST_BYTES {
             return;
         }
-        let path = self.0.join(id.to_string());
+        let path = self.path(id);
         let draft = path.with_extension(std::process::id().to_string());
         let kept = std::fs::create_dir_all(&self.0)
             .and_then(|()| std::fs::write(&draft, bytes))

@@ -266,14 +266,15 @@ impl Sandboxes {
         let record: Record =
             serde_json::from_slice(&record).map_err(|source| Error::io("understand", path.display(), source))?;
         let process = record.agent.filter(|agent| agent.pid == peer && agent.is_alive()).ok_or_else(stranger)?;
+        // It may be anybody's by now, but for what was written down while it was ours. One that is turned away is nobody's: what it leaves
+        // is not this worker's, which its record would say from here on.
+        if kept.mounter != Some(handed_over.mounter) {
+            return Err(stranger());
+        }
         kept.request.record = record;
         kept.request.record.worker = ProcessId::own();
         self.state.update(&kept.request.record)?;
         self.users.lock().unwrap_or_else(PoisonError::into_inner).insert(kept.user);
-        // It may be anybody's by now, but for what was written down while it was ours.
-        if kept.mounter != Some(handed_over.mounter) {
-            return Err(stranger());
-        }
         let held = descriptors.split_off(COMMON);
         let mut table = self.table();
         if table.contains_key(id) {
