@@ -11,16 +11,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use snowmelt_sandbox::StateDir;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::link::{self, FromHost, Reason, ToHost};
 use crate::service::Service;
 
 /// Messages for a host that does not read them yet.
 const MOST_WAITING: usize = 64;
-/// After a host is lost: how long until it is looked for what it left, again and again.
-const LOOKS: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(15), Duration::from_mins(1)];
+/// How often it is looked for what a lost host left, and for how often after the last that was lost: an agent that finds no worker takes some
+/// seconds to end.
+const LOOK_EVERY: Duration = Duration::from_secs(4);
+const LOOKS: u32 = 16;
 /// So much of a log is written at once, even where more is there.
 const MOST_LINES: usize = 64 << 10;
 /// How long a host may take to end by itself: with extensions it takes two seconds.
@@ -158,23 +159,33 @@ async fn serve(stream: UnixStream, service: Arc<Service>) {
     speak.abort();
     service.host_gone(&host);
     if !has_exited {
-        remove_what_is_left(service.options.state.clone());
+        service.lost_hosts.notify_one();
     }
 }
 
 /// Removes what sandboxes leave whose hosts were killed. Their agents do that, or the next start, but agents may be killed too, and nobody
-/// may start another. It can be that some of it is still in use at first.
-pub(crate) fn remove_what_is_left(state: PathBuf) {
-    tokio::spawn(async move {
-        for wait in LOOKS {
-            tokio::time::sleep(wait).await;
-            let state = state.clone();
-            let removed = tokio::task::spawn_blocking(move || StateDir::new(&state)?.cleanup_stale()).await;
-            if let Ok(Err(error)) = removed {
-                tracing::warn!(%error, "what a sandbox left is not removed");
+/// may start another. It can be that some of it is still in use at first. One looks for all, however many are lost at once: a look reads the
+/// record of every sandbox.
+pub(crate) async fn remove_what_is_left(state: PathBuf, lost: Arc<Notify>) {
+    loop {
+        lost.notified().await;
+        let mut left = LOOKS;
+        let mut every = tokio::time::interval(LOOK_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while left > 0 {
+            tokio::select! {
+                () = lost.notified() => left = LOOKS,
+                _ = every.tick() => {
+                    left -= 1;
+                    let state = state.clone();
+                    let removed = tokio::task::spawn_blocking(move || StateDir::new(&state)?.cleanup_stale()).await;
+                    if let Ok(Err(error)) = removed {
+                        tracing::warn!(%error, "what a sandbox left is not removed");
+                    }
+                }
             }
         }
-    });
+    }
 }
 
 /// A table of what is there, by name.

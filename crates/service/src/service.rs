@@ -12,7 +12,7 @@ use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use snowmelt_sandbox::AgentConfig;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::Place;
@@ -162,6 +162,8 @@ pub struct Service {
     machine: Machine,
     journal: Journal,
     background: Mutex<JoinSet<()>>,
+    /// Told of each host that is gone without a word.
+    pub(crate) lost_hosts: Arc<Notify>,
     sandboxes: Table<Sandbox>,
     /// Who waits for which invocation's answer.
     waiting: Table<mpsc::Sender<Piece>>,
@@ -223,6 +225,7 @@ impl Service {
             machine,
             journal,
             background: Mutex::default(),
+            lost_hosts: Arc::default(),
             sandboxes: Table::default(),
             waiting: Table::default(),
             is_closing: AtomicBool::new(false),
@@ -234,7 +237,9 @@ impl Service {
         }
         service.expect_hosts(before);
         service.remove_leftovers();
-        hosts::remove_what_is_left(service.options.state.clone());
+        // A service before this one may have lost some.
+        service.lost_hosts.notify_one();
+        tokio::spawn(hosts::remove_what_is_left(service.options.state.clone(), Arc::clone(&service.lost_hosts)));
         hosts::listen(&socket, Arc::clone(&service))?;
         tokio::spawn(reap(Arc::downgrade(&service)));
         tokio::spawn(events::dispatch(Arc::downgrade(&service)));
